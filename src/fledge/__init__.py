@@ -1,0 +1,3 @@
+"""fledge raises a small language model: tokenizer, pretraining, fine-tuning, preference tuning, evaluation, export."""
+
+__version__ = "0.1.0"

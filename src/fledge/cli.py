@@ -1,0 +1,159 @@
+"""The `fledge` command: one table of commands; whatever a command needs is imported inside its branch."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from fledge import __version__
+
+
+STAGES = {
+    "corpus": "build parquet files of real text",
+    "tokenizer": "learn a vocabulary",
+    "prepare": "tokenise, pack, count and freeze the rows a training stage reads",
+    "pretrain": "train a model from nothing",
+    "sft": "tune it on conversations",
+    "pairs": "make preference pairs",
+    "dpo": "tune it on preference pairs",
+    "evaluate": "measure models side by side",
+    "export": "write a plain Llama folder",
+}
+OTHERS = {
+    "run": "every stage of a recipe folder, in order",
+    "report": "one page about a run",
+    "chat": "talk to a model",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are ValueErrors, like everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog.removeprefix('fledge ')}: {message}\n{self.format_usage().strip()}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 after a mistake of the user, which is a ValueError."""
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        # Every process of a launch finds the same mistake; one of them says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fledge: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"fledge {__version__}")
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command in STAGES:
+        return _stage(command, rest)
+    if command in OTHERS:
+        return {"run": _run, "report": _report, "chat": _chat}[command](rest)
+    near = get_close_matches(command, [*STAGES, *OTHERS], 1)
+    raise ValueError(f"{command}: no such command; {f'did you mean {near[0]}?' if near else 'see fledge --help'}")
+
+
+def _stage(stage: str, argv: Sequence[str]) -> int:
+    if "-h" in argv or "--help" in argv:
+        print(_stage_help(stage))
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise ValueError(f"{stage}: a recipe comes first: fledge {stage} RECIPE.yaml [--key value ...]")
+    from fledge.recipe import load_recipe
+
+    recipe = load_recipe(stage, argv[0], argv[1:])
+    return import_module(f"fledge.stages.{stage}").main(recipe) or 0
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = _Parser("fledge run", description="Run every stage of a recipe folder, in order.", allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="RECIPE_FOLDER")
+    parser.add_argument("--on", type=Path, metavar="LAYOUT.yaml", help="an Accelerate config: where it runs")
+    parser.add_argument("--only", metavar="STAGE", help="run this stage alone, for instance prepare_sft")
+    parser.add_argument("--from", dest="start", metavar="STAGE", help="begin with this stage")
+    arguments = parser.parse_args(argv)
+    from fledge.launching.chain import run
+
+    return run(arguments.folder, arguments.on, arguments.only, arguments.start)
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = _Parser("fledge report", description="Write one page about a run.", allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    arguments = parser.parse_args(argv)
+    from fledge.results.report import write
+
+    print(write(arguments.run))
+    return 0
+
+
+def _chat(argv: Sequence[str]) -> int:
+    parser = _Parser("fledge chat", description="Talk to a model.", allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="RUN_OR_FOLDER")
+    parser.add_argument("-p", dest="prompt", metavar="PROMPT", help="answer this and leave")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0.8 if left out")
+    parser.add_argument("--top_p", type=float, default=0.95, metavar="P", help="0.95 if left out")
+    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="256 if left out")
+    parser.add_argument("--seed", type=int, metavar="S", help="for the same answers again")
+    parser.add_argument("--greedy", action="store_true", help="the likeliest token at every step")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1; the fastest there is if left out")
+    options = vars(parser.parse_args(argv))
+    from fledge.chat.terminal import chat
+
+    return chat(options.pop("folder"), options.pop("prompt"), **options)
+
+
+def _help() -> str:
+    def table(commands: dict[str, str]) -> str:
+        return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
+
+    return f"""fledge raises a small language model.
+
+  fledge STAGE RECIPE.yaml [--key value ...]
+  fledge run RECIPE_FOLDER [--on LAYOUT.yaml] [--only STAGE] [--from STAGE]
+  accelerate launch --config_file LAYOUT.yaml -m fledge STAGE RECIPE.yaml [--key value ...]
+
+Stages, in order:
+{table(STAGES)}
+
+Besides:
+{table(OTHERS)}
+
+fledge COMMAND --help says what a command takes; fledge --version, which fledge this is."""
+
+
+def _stage_help(stage: str) -> str:
+    from dataclasses import fields
+    from textwrap import fill
+
+    from fledge import arguments, schema
+    from fledge.schema.check import expected
+
+    keys = schema.load(stage)
+    required = set(keys["required"])
+    own = [field.name for field in fields(arguments.STAGES[stage])]
+    own += sorted(required.difference(own))
+    lines = [f"fledge {stage} RECIPE.yaml [--key value ...]: {STAGES[stage]}", "", "Keys of the recipe:"]
+    for name in own:
+        key = keys["properties"][name]
+        default = f"{key['default']!r} if left out" if "default" in key else "may be left out"
+        lines.append(f"  {name}: {expected(key)}; {'required' if name in required else default}")
+        lines.append(fill(key["description"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    if stage in arguments.LIBRARY:
+        others = ", ".join(sorted(set(keys["properties"]).difference(own)))
+        lines += ["", f"and those of {arguments.LIBRARY[stage]}, with the meaning they have there:"]
+        lines.append(fill(others, 100, initial_indent="  ", subsequent_indent="  "))
+    return "\n".join(lines)
