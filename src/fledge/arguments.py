@@ -66,6 +66,9 @@ class PrepareArguments:
         "A document longer than max_length: split it over rows (text only), drop it, or fail. Counted in any case.",
         "fail",
     )
+    faulty: Literal["drop", "fail"] = key(
+        "A row with nothing to learn (empty text, no assistant turn, an empty answer): drop it, or fail. Counted.", "fail"
+    )
     seed: int = key("Seed of the order of documents.", 0, minimum=0)
 
 
@@ -75,6 +78,9 @@ class TrainingKeys:
 
     decay_ratio: float | None = key(
         "Share of the steps over which warmup_stable_decay brings the learning rate down.", None, minimum=0, maximum=1
+    )
+    attn_implementation: Literal["sdpa", "eager"] = key(
+        "Attention while training. On a CPU eager is the faster one for rows below about 256 tokens.", "sdpa"
     )
 
 

@@ -1,0 +1,1 @@
+"""Rows for training: read, tokenised, masked, packed and frozen before any process group exists."""
