@@ -67,7 +67,8 @@ class PrepareArguments:
         "fail",
     )
     faulty: Literal["drop", "fail"] = key(
-        "A row with nothing to learn (empty text, no assistant turn, an empty answer): drop it, or fail. Counted.", "fail"
+        "A row with nothing to learn (empty text, no assistant turn, an empty answer): drop it, or fail. Counted.",
+        "fail",
     )
     seed: int = key("Seed of the order of documents.", 0, minimum=0)
 
@@ -78,6 +79,11 @@ class TrainingKeys:
 
     decay_ratio: float | None = key(
         "Share of the steps over which warmup_stable_decay brings the learning rate down.", None, minimum=0, maximum=1
+    )
+    muon_learning_rate: float | None = key(
+        "Train the hidden matrices with Muon at this rate; embeddings, head and norms stay with `optim`.",
+        None,
+        minimum=0,
     )
     attn_implementation: Literal["sdpa", "eager"] = key(
         "Attention while training. On a CPU eager is the faster one for rows below about 256 tokens.", "sdpa"
@@ -120,7 +126,7 @@ class PairsArguments:
         "Share of pairs whose rejected answer the model itself wrote.", 0.5, minimum=0, maximum=1
     )
     heldout_ratio: float = key("Share of requests kept for the held-out pairs.", 0.1, exclusiveMinimum=0, maximum=0.5)
-    samples_per_request: int = key("Answers sampled for each request.", 1, minimum=1)
+    num_requests: int = key("Requests the model answers; its failures become the rejected side.", 1000, minimum=0)
     temperature: float = key("Sampling temperature.", 1.0, exclusiveMinimum=0)
     max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
     batch_size: int = key("Answers sampled at once.", 256, minimum=1)

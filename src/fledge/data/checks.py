@@ -30,7 +30,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     if not template:
         raise ValueError("the tokenizer has no chat template; name one of chat_templates/ in tokenizer.yaml")
     if "generation %}" not in template and "generation -%}" not in template:
-        raise ValueError("the chat template has no {% generation %} markers, so no token would be trained on; add them")
+        raise ValueError(
+            "the chat template has no {% generation %} markers, so no token would be trained on; add them"
+        )
     ids, mask = render(tokenizer, PROBE)
     for start, end in spans(mask):
         if ids[end - 1] != eos:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from fledge.files import read_json, write_json
 
@@ -49,8 +50,7 @@ def _digest(rows: dict[str, list[list[int]]]) -> str:
     digest = hashlib.sha256()
     for name in FEATURES:
         for row in rows[name]:
-            digest.update(len(row).to_bytes(4, "little"))
-            digest.update(b"".join(value.to_bytes(4, "little", signed=True) for value in row))
+            digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -31,8 +31,8 @@ class Tokeniser:
     """Turns rows into documents of at most `max_length` tokens, and counts what it met.
 
     A row with `text` becomes <bos> text <eos>, every token but the first a label. A row with `messages` is rendered by
-    the tokenizer's chat template; its labels are what stands between the template's generation markers: the assistant's
-    tokens and the stop token of each turn.
+    the tokenizer's chat template; its labels are what stands between the template's generation markers: the
+    assistant's tokens and the stop token of each turn.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,7 +56,9 @@ class Tokeniser:
             raise ValueError(f"{row.place}: neither `text` nor `messages`; its columns are {', '.join(row.values)}")
         if fault:
             if self.faulty == "fail":
-                raise ValueError(f"{row.place}: {fault}; correct the row, or write `faulty: drop` to leave such rows out")
+                raise ValueError(
+                    f"{row.place}: {fault}; correct the row, or write `faulty: drop` to leave such rows out"
+                )
             self.counts[f"dropped: {fault}"] += 1
             return []
         if len(document.input_ids) > self.max_length:

@@ -183,7 +183,7 @@ class FledgeModel(FledgePreTrainedModel):
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
 
-        # Without attention_mask and cache, restarting position_ids make this mask block-diagonal: one document a block.
+        # Without attention_mask and cache, restarting position_ids make this mask block-diagonal.
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -261,7 +261,7 @@ class FledgeForCausalLM(FledgePreTrainedModel, GenerationMixin):
 
 
 def z_loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-    """Mean squared log-partition of the positions that predict a label; keeps logits from drifting (PaLM, section 5)."""
+    """Mean squared log-partition of the positions that predict a label (PaLM, section 5)."""
     log_partition = torch.logsumexp(logits[:, :-1].float(), dim=-1)  # (B, T - 1)
     predicts = labels[:, 1:] != -100
     total = (log_partition.square() * predicts).sum()

@@ -1,9 +1,9 @@
 """What every stage leaves beside its result: the resolved recipe, the versions, metrics and a summary.
 
-    recipe.json      every key, its value and where it came from
-    versions.json    of Python, fledge and the libraries
-    metrics.jsonl    one object a line, appended while the stage runs
-    summary.json     written last; a stage without it did not finish
+recipe.json      every key, its value and where it came from
+versions.json    of Python, fledge and the libraries
+metrics.jsonl    one object a line, appended while the stage runs
+summary.json     written last; a stage without it did not finish
 """
 
 import json

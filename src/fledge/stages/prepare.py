@@ -48,7 +48,9 @@ def prepare_split(
     rows = tqdm(read_rows(entries), desc=f"{recipe.name}: {split}", unit=" rows", disable=None)
     documents = [document for row in rows for document in tokenise.documents(row)]
     if not sum(document.supervised for document in documents):
-        raise ValueError(f"{split}: no token to learn from is left of {tokenise.counts['rows']} rows: {tokenise.counts}")
+        raise ValueError(
+            f"{split}: no token to learn from is left of {tokenise.counts['rows']} rows: {tokenise.counts}"
+        )
     for fault, count in tokenise.counts.items():
         if fault != "rows":
             logger.warning("%s: %s: %d of %d rows", split, fault, count, tokenise.counts["rows"])

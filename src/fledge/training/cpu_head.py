@@ -16,7 +16,7 @@ TILE_TOKENS = 1024
 
 
 def _tile_statistics(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(n, V) logits and (n,) targets -> float32 log-probability, log-partition, entropy and is_top1, each (n,)."""
+    """Logits (n, V), targets (n,) -> log-probability, log-partition, entropy, mean logit, is_top1, each (n,)."""
     logits = logits.float()
     top = logits.amax(-1)
     exp = torch.exp(logits - top[:, None])
@@ -24,13 +24,13 @@ def _tile_statistics(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch
     log_partition = top + torch.log(total)
     entropy = log_partition - (exp * logits).sum(-1) / total
     target_logit = logits.gather(-1, targets[:, None])[:, 0]
-    return target_logit - log_partition, log_partition, entropy, target_logit >= top
+    return target_logit - log_partition, log_partition, entropy, logits.mean(-1), target_logit >= top
 
 
 def _tile_gradient(
     logits: torch.Tensor, targets: torch.Tensor, log_partition: torch.Tensor, grad: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of sum(grad * log_probs) with respect to the logits: grad * (onehot - softmax), in the logits' dtype."""
+    """Gradient of sum(grad * log_probs) in the logits: grad * (onehot - softmax), in the logits' dtype."""
     probabilities = torch.exp(logits.float() - log_partition[:, None])
     onehot = torch.arange(logits.shape[1])[None] == targets[:, None]
     return (grad[:, None] * (onehot.float() - probabilities)).to(logits.dtype)
@@ -40,7 +40,7 @@ _compiled: dict[str, Any] = {}
 
 
 def compile_tiles() -> None:
-    """Compile the element-wise loops from now on (a few seconds, once a process); without it they run in plain torch."""
+    """Compile the element-wise loops from now on; a few seconds, once a process."""
     _compiled["statistics"] = torch.compile(_tile_statistics, dynamic=False)
     _compiled["gradient"] = torch.compile(_tile_gradient, dynamic=False)
 
@@ -48,8 +48,8 @@ def compile_tiles() -> None:
 class CpuLogProbFunction(torch.autograd.Function):
     """Stands in for `trl.kernels.ChunkedLogProbFunction` on a CPU: same arguments, same five outputs.
 
-    Entropy and is_top1 are for logging and carry no gradient. Temperature, soft-capping, logit scale and bias are
-    refused: no fledge model has them.
+    Entropy, the mean logit and is_top1 are for logging and carry no gradient. Temperature, soft-capping, logit scale
+    and bias are refused: no fledge model has them.
     """
 
     @staticmethod
@@ -75,10 +75,12 @@ class CpuLogProbFunction(torch.autograd.Function):
             statistics(hidden[start : start + TILE_TOKENS] @ weight.t(), targets[start : start + TILE_TOKENS])
             for start in range(0, len(hidden), TILE_TOKENS)
         ]
-        log_probs, log_partition, entropy, is_top1 = (torch.cat(column) for column in zip(*tiles, strict=True))
+        log_probs, log_partition, entropy, mean_logits, is_top1 = (
+            torch.cat(column) for column in zip(*tiles, strict=True)
+        )
         ctx.save_for_backward(hidden, weight, targets, log_partition)
-        ctx.mark_non_differentiable(entropy, is_top1)
-        return log_probs, entropy, None, None, is_top1
+        ctx.mark_non_differentiable(entropy, mean_logits, is_top1)
+        return log_probs, entropy, None, mean_logits, is_top1
 
     @staticmethod
     def backward(ctx: Any, grad_log_probs: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:

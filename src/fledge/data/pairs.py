@@ -1,0 +1,51 @@
+"""Preference pairs on disk, checked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+
+MESSAGES = [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
+FEATURES = datasets.Features(
+    {
+        "prompt": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
+        "form": datasets.Value("string"),
+        "made": datasets.Value("string"),
+        "rejected_score": datasets.Value("float32"),
+    }
+)
+"""`made` says how the rejected answer came about, `rejected_score` what the judge gave it; the chosen one has 1."""
+
+
+def write_pairs(path: Path, pairs: Sequence[dict[str, Any]]) -> None:
+    """Write checked pairs as parquet."""
+    for index, pair in enumerate(pairs, 1):
+        check_pair(pair, f"pair {index}")
+    datasets.Dataset.from_list(list(pairs), features=FEATURES).to_parquet(path)
+
+
+def read_pairs(path: Path) -> datasets.Dataset:
+    """Pairs as DPOTrainer takes them.
+
+    Raises:
+        ValueError: no such file, or a pair there is nothing to learn from, with its row.
+    """
+    if not path.is_file():
+        raise ValueError(f"pairs: no such file: {path}; run the pairs stage that writes it")
+    pairs = datasets.Dataset.from_parquet(str(path))
+    for index, pair in enumerate(pairs, 1):
+        check_pair(pair, f"{path}:{index}")
+    return pairs
+
+
+def check_pair(pair: dict[str, Any], place: str) -> None:
+    """Raise ValueError for an empty side, or for two sides that are the same: both teach nothing, silently."""
+    for side in ("prompt", "chosen", "rejected"):
+        if not pair[side] or not pair[side][-1]["content"]:
+            raise ValueError(f"{place}: {side} is empty")
+    if pair["chosen"] == pair["rejected"]:
+        raise ValueError(f"{place}: chosen and rejected are the same")

@@ -1,0 +1,1 @@
+"""How models are measured: likelihood against a trigram, sampled answers, diversity and copying."""

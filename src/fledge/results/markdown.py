@@ -1,0 +1,81 @@
+"""The report as Markdown."""
+
+import re
+from typing import Any
+
+from fledge.results.charts import Chart
+from fledge.results.numbers import plain, short
+from fledge.results.story import Bars, Block, Charts, Code, Facts, Samples, Section, Table, Text, Tiles, marks_of
+
+
+def markdown(title: str, sections: list[Section]) -> str:
+    """The sections under a title."""
+    parts = [f"# {_inline(title)}"]
+    for section in sections:
+        if section.title:
+            parts.append(f"## {section.title}")
+        parts += [_block(block) for block in section.blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Text(text, is_warning):
+            return f"> **Note.** {_inline(text)}" if is_warning else _inline(text)
+        case Tiles(tiles):
+            return _table(["Figure", "Value", ""], [[tile.label, tile.value, tile.note] for tile in tiles])
+        case Table(head, rows):
+            return _table(head, rows)
+        case Bars(title, rows):
+            return _table([title, ""], [[label, text] for label, _, text in rows])
+        case Charts(title, charts):
+            return f"### {_inline(title)}\n\n" + _curves(charts)
+        case Facts(title, values):
+            return f"### {_inline(title)}\n\n" + "\n".join(_facts(values))
+        case Samples(groups):
+            return "\n\n".join(_sample(form, sample) for form, group in groups.items() for sample in group)
+        case Code(text):
+            return _fenced(text)
+
+
+def _curves(charts: list[Chart]) -> str:
+    """Where each curve begins and ends; report.html draws them."""
+    rows = []
+    for chart in charts:
+        for name, points in chart.finite.items():
+            if points:
+                label = chart.title if name == chart.title else f"{chart.title}, {name}"
+                lowest = min(value for _, value in points)
+                rows.append([f"{label} ({chart.unit})", *map(short, (points[0][1], points[-1][1], lowest))])
+    return _table(["Curve", "first", "last", "lowest"], rows) if rows else "Nothing logged yet."
+
+
+def _sample(form: str, sample: dict[str, Any]) -> str:
+    marks = "".join(f", {mark}" for mark in marks_of(sample))
+    return f"**{_inline(sample['title'])}** ({_inline(form)}{marks})\n\n{_fenced(sample['text'])}"
+
+
+def _facts(values: dict[str, Any], depth: int = 0) -> list[str]:
+    lines = []
+    for key, value in values.items():
+        is_nested = isinstance(value, dict)
+        lines.append(f"{'  ' * depth}- {_inline(str(key))}:" + ("" if is_nested else f" {_inline(plain(value))}"))
+        lines += _facts(value, depth + 1) if is_nested else []
+    return lines
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_inline(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _inline(text: str) -> str:
+    """Text that Markdown takes literally, on one line."""
+    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,121 @@
+"""The report as one HTML file that asks nothing of anyone: no scripts, no fonts, no requests."""
+
+import re
+from html import escape
+from typing import Any
+
+from fledge.results.charts import Chart, line_chart
+from fledge.results.numbers import plain, short
+from fledge.results.story import Bars, Block, Charts, Code, Facts, Samples, Section, Table, Text, Tiles, marks_of
+from fledge.results.style import CSS
+
+
+_CHINESE = re.compile(r"[\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef]+")
+
+
+def page(title: str, sections: list[Section]) -> str:
+    """The sections under a title, as a whole document."""
+    body = "\n".join(_section(section) for section in sections)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+<h1>{_text(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+    title = f"<h2>{_text(section.title)}</h2>\n" if section.title else ""
+    return f"<section>\n{title}" + "\n".join(_block(block) for block in section.blocks) + "\n</section>"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Text(text, is_warning):
+            return f"<p{' class=warning' if is_warning else ''}>{_text(text)}</p>"
+        case Tiles(tiles):
+            cells = (
+                f"<div><b>{_text(t.value)}</b>{_text(t.label)}<small>{_text(t.note)}</small></div>" for t in tiles
+            )
+            return f'<div class="tiles">{"".join(cells)}</div>'
+        case Table(head, rows):
+            return _table(head, rows)
+        case Bars(title, rows):
+            return _bars(title, rows)
+        case Charts(title, charts):
+            drawn = "".join(map(_figure, charts)) or "<p>Nothing logged yet.</p>"
+            return f'<h3>{_text(title)}</h3>\n<div class="charts">{drawn}</div>'
+        case Facts(title, values):
+            return f'<div class="facts"><h3>{_text(title)}</h3>{_facts(values)}</div>'
+        case Samples(groups):
+            return "\n".join(_group(form, samples) for form, samples in groups.items())
+        case Code(text):
+            return f"<pre>{escape(text)}</pre>"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{_text(name)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _bars(title: str, rows: list[tuple[str, float, str]]) -> str:
+    longest = max(length for _, length, _ in rows) or 1
+    body = "".join(
+        f'<div>{_text(label)}</div><div class="bar"><i style="width:{length / longest:.2%}"></i></div>'
+        f"<div>{_text(text)}</div>"
+        for label, length, text in rows
+    )
+    return f'<h3>{_text(title)}</h3>\n<div class="bars">{body}</div>'
+
+
+def _figure(chart: Chart) -> str:
+    last = ((index, name, points[-1][1]) for index, (name, points) in enumerate(chart.finite.items()) if points)
+    legend = "".join(
+        f'<span class="s{index}">{"" if name == chart.title else _text(name)} <b>{short(value)}</b></span>'
+        for index, name, value in last
+    )
+    lost = f"<small>{chart.not_drawn} values are not finite and not drawn</small>" if chart.not_drawn else ""
+    caption = f"<figcaption><span>{_text(chart.title)} <small>{_text(chart.unit)}</small></span>{legend}</figcaption>"
+    return f"<figure>{caption}{line_chart(chart)}{lost}</figure>"
+
+
+def _facts(values: dict[str, Any]) -> str:
+    items = (
+        f"<dt>{_text(str(key))}</dt><dd>{_facts(value) if isinstance(value, dict) else _text(plain(value))}</dd>"
+        for key, value in values.items()
+    )
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _group(form: str, samples: list[dict[str, Any]]) -> str:
+    cards = "".join(map(_sample, samples))
+    return f'<h3 class="form">{_text(form)}</h3>\n<div class="samples">{cards}</div>'
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    marks = "".join(f"<small>{mark}</small>" for mark in marks_of(sample))
+    perfect = "" if sample["perfect"] else ' class="imperfect"'
+    return (
+        f'<article{perfect}><h4 lang="zh-Hans">{escape(sample["title"])}</h4>{marks}'
+        f'<p class="poem" lang="zh-Hans">{escape(sample["text"])}</p></article>'
+    )
+
+
+def _text(text: str) -> str:
+    """Escaped, with the Chinese in it marked as such, so that browsers choose Chinese glyphs and voices."""
+    return _CHINESE.sub(r'<span lang="zh-Hans">\g<0></span>', escape(text))

@@ -1,0 +1,55 @@
+"""Train a model from nothing on prepared rows, with the Hugging Face Trainer.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge pretrain recipes/tang-poems/pretrain.yaml
+"""
+
+from transformers import AutoTokenizer, GenerationConfig, TrainingArguments, set_seed
+
+from fledge.arguments import PretrainArguments
+from fledge.data.checks import check_agreement, check_tokenizer
+from fledge.data.collate import PackedCollator
+from fledge.data.prepared import load_prepared
+from fledge.model import register
+from fledge.model.configuration_fledge import FledgeConfig
+from fledge.model.modeling_fledge import FledgeForCausalLM
+from fledge.recipe import Recipe
+from fledge.results.record import Record
+from fledge.training.arguments import library_arguments, values_of
+from fledge.training.machine import is_main_process
+from fledge.training.run import finish, speed_up, train
+from fledge.training.trainer import Pretrainer
+
+
+def main(recipe: Recipe) -> None:
+    """Recipe -> data, tokenizer, model -> Trainer -> a model folder with its tokenizer."""
+    keys = recipe.own(PretrainArguments)
+    rows, heldout, manifest = load_prepared(keys.prepared)
+    length = manifest["max_length"]
+    args, torch_compile = library_arguments(recipe, TrainingArguments, keys.tokens_per_step, length, "tokens")
+    record = Record(recipe, values_of(args), is_main_process())
+
+    register()
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(keys.tokenizer, trust_remote_code=False)
+    check_tokenizer(tokenizer)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    config = FledgeConfig(vocab_size=len(tokenizer), **special, **keys.model_config)
+    check_agreement(tokenizer, config, manifest)
+    model = FledgeForCausalLM(config)
+    model.set_attn_implementation(keys.attn_implementation)
+    model.generation_config = GenerationConfig(**special)
+
+    trainer = Pretrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=heldout,
+        data_collator=PackedCollator(length, tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )
+    trainer.apply(keys)
+    trainer.use_fused_head()
+    tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
+    speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
+    callback = train(trainer, recipe, record, tokens_per_step)
+    finish(trainer, record, callback)

@@ -1,0 +1,70 @@
+"""Fine-tune on prepared conversations with TRL's SFTTrainer: packed rows, loss on the assistant's tokens only.
+
+accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge sft recipes/tang-poems/sft.yaml
+"""
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from fledge.arguments import SftArguments
+from fledge.data.checks import check_agreement, check_tokenizer
+from fledge.data.collate import PackedCollator
+from fledge.data.prepared import load_prepared
+from fledge.model import register
+from fledge.recipe import Recipe
+from fledge.results.record import Record
+from fledge.training.arguments import library_arguments, values_of
+from fledge.training.machine import is_main_process
+from fledge.training.run import finish, speed_up, train
+from fledge.training.trainer import StageTrainer
+
+
+class SftTrainer(StageTrainer, SFTTrainer):
+    """TRL's SFTTrainer with what every fledge stage adds."""
+
+
+def main(recipe: Recipe) -> None:
+    """Recipe -> data, model -> SFTTrainer -> a model folder with its tokenizer."""
+    keys = recipe.own(SftArguments)
+    rows, heldout, manifest = load_prepared(keys.prepared)
+    length = manifest["max_length"]
+    args, torch_compile = library_arguments(recipe, SFTConfig, keys.tokens_per_step, length, "tokens")
+    record = Record(recipe, values_of(args), is_main_process())
+    check_stated(args, manifest)
+
+    register()
+    set_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(keys.model_name_or_path, trust_remote_code=False)
+    check_tokenizer(tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(
+        keys.model_name_or_path, attn_implementation=keys.attn_implementation, trust_remote_code=False
+    )
+    check_agreement(tokenizer, model.config, manifest)
+
+    # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
+    # conversations to apply assistant_only_loss to.
+    args.assistant_only_loss = False
+    args.dataset_kwargs = {"skip_prepare_dataset": True}
+    trainer = SftTrainer(model=model, args=args, train_dataset=rows, eval_dataset=heldout, processing_class=tokenizer)
+    # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
+    # mask over that row costs the square of the batch.
+    trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)
+    trainer.apply(keys)
+    tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
+    speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
+    callback = train(trainer, recipe, record, tokens_per_step)
+    finish(trainer, record, callback)
+
+
+def check_stated(args: SFTConfig, manifest: dict) -> None:
+    """Raise ValueError where sft.yaml states something else than what prepare froze."""
+    if not (args.packing and args.assistant_only_loss):
+        raise ValueError(
+            "sft.yaml: prepared rows are packed and carry the assistant's tokens only as labels; write "
+            "`packing: true` and `assistant_only_loss: true`"
+        )
+    if args.max_length != manifest["max_length"]:
+        raise ValueError(
+            f"sft.yaml: max_length is {args.max_length}, prepared rows have {manifest['max_length']} tokens; write "
+            f"`max_length: {manifest['max_length']}`, or prepare anew"
+        )

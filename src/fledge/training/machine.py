@@ -1,0 +1,77 @@
+"""What this machine does well: decides `bf16: auto` and `torch_compile: auto`, and says why."""
+
+import logging
+import os
+import shutil
+import time
+
+import torch
+
+
+COMPILE_PAYS_AFTER = 60.0
+"""Seconds of training above which compiling pays: the first step costs 10 to 30 s, later ones are a third shorter."""
+
+SHARE_OF_PEAK = 0.3
+"""Share of the matrix product peak that a small model reaches without compiling; for the estimate only."""
+
+logger = logging.getLogger(__name__)
+
+
+def on_cpu() -> bool:
+    """Whether the layout places training on the CPU (accelerate launch says so), or there is nothing else."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1") or not torch.cuda.is_available()
+
+
+def world_size() -> int:
+    """Processes of this launch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of the launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def choose_bf16(stated: bool | str) -> bool:
+    """`auto` is true where bfloat16 products are in hardware: AMX or AVX512-BF16 on a CPU, Ampere or newer on CUDA."""
+    if stated != "auto":
+        return bool(stated)
+    if on_cpu():
+        features = torch.cpu.get_capabilities()
+        found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if features.get(name)]
+        logger.info(
+            "bf16 auto: %s", f"on, the CPU has {found[0]}" if found else "off, the CPU lacks bfloat16 products"
+        )
+        return bool(found)
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def choose_compile(stated: bool | str, parameters: int, tokens: float, bf16: bool) -> bool:
+    """`auto` is true if there is a compiler and training would take longer than COMPILE_PAYS_AFTER seconds without."""
+    if stated != "auto":
+        return bool(stated)
+    if on_cpu() and not (shutil.which("g++") or shutil.which("clang++")):
+        logger.warning("torch_compile auto: off, there is no C++ compiler; with g++ installed training is faster")
+        return False
+    rate = matmul_rate(torch.bfloat16 if bf16 else torch.float32)
+    seconds = 6 * parameters * tokens / (SHARE_OF_PEAK * rate * world_size())
+    pays = seconds > COMPILE_PAYS_AFTER
+    logger.info(
+        "torch_compile auto: %s, training would take about %.0f s without (%.0f GFLOP/s in matrix products)",
+        "on" if pays else "off",
+        seconds,
+        rate / 1e9,
+    )
+    return pays
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a 2048-cubed matrix product: the best of five after a warm-up."""
+    device = "cpu" if on_cpu() else "cuda"
+    a = torch.randn(2048, 2048, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best

@@ -1,0 +1,63 @@
+"""How every training stage begins and ends, in three plain calls: speed_up, train, finish."""
+
+import logging
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fledge.recipe import Recipe
+from fledge.results.record import Record
+
+from . import cpu_head
+from .checkpoints import newest_checkpoint
+from .machine import choose_compile, is_main_process, on_cpu
+from .trainer import RecordCallback, StageTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, bf16: bool) -> None:
+    """Make the fused head fast on a CPU and compile the decoder layers where that pays.
+
+    Layers, not the model: they share one graph, so it compiles once, and their names in checkpoints stay.
+
+    Args:
+        tokens: tokens this stage will train on, for the estimate of `torch_compile: auto`.
+    """
+    if on_cpu():
+        cpu_head.install()
+    if choose_compile(torch_compile, model.num_parameters(), tokens, bf16):
+        if on_cpu():
+            cpu_head.compile_tiles()
+        for layer in model.base_model.layers:
+            layer.compile()
+
+
+def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
+    """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
+    callback = RecordCallback(record, tokens_per_step)
+    trainer.add_callback(callback)
+    checkpoint = newest_checkpoint(recipe.output_dir)
+    if checkpoint:
+        logger.warning("resuming from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return callback
+
+
+def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **results: Any) -> None:
+    """Save model and tokenizer into output_dir and write the summary."""
+    trainer.model.config.use_cache = True  # the Trainer turns it off for training, and would save that
+    trainer.save_model()
+    if is_main_process():
+        losses = [entry["loss"] for entry in callback.logged]
+        record.finish(
+            parameters=trainer.model.num_parameters(),
+            steps=trainer.state.global_step,
+            tokens=round(trainer.state.global_step * callback.tokens_per_step),
+            tokens_per_second=round(callback.tokens_per_second, 1),
+            train_seconds=round(callback.train_seconds, 2),
+            final_loss=losses[-1] if losses else None,
+            processes=trainer.args.world_size,
+            **results,
+        )

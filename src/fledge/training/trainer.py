@@ -1,0 +1,118 @@
+"""What fledge adds to the trainers of transformers and TRL: a decay ratio, a record, and no pickles."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.utils import add_fused_lm_head
+
+from fledge.arguments import TrainingKeys
+from fledge.results.record import Record
+
+from .muon import MuonWithAdamW, hidden_matrices
+
+
+class StageTrainer(Trainer):
+    """Mixed in before Trainer, SFTTrainer or DPOTrainer."""
+
+    decay_ratio: float | None = None
+    muon_learning_rate: float | None = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """With `muon_learning_rate`, the decoder's matrices go to Muon and the rest to the optimizer of `optim`."""
+        if self.muon_learning_rate is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("muon_learning_rate: Muon needs whole matrices; use a DDP layout, or leave the key out")
+        matrices = hidden_matrices(self.model)
+        for weight in matrices:
+            weight.requires_grad_(False)  # for a moment, so that the Trainer's own groups leave them out
+        rest = super().create_optimizer(model)
+        for weight in matrices:
+            weight.requires_grad_(True)
+        self.optimizer = MuonWithAdamW(matrices, rest, self.muon_learning_rate, self.args.weight_decay)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """`decay_ratio` of all steps becomes warmup_stable_decay's num_decay_steps, which knows no ratios."""
+        if self.decay_ratio is not None:
+            kwargs = dict(self.args.lr_scheduler_kwargs or {})
+            kwargs["num_decay_steps"] = round(self.decay_ratio * num_training_steps)
+            self.args.lr_scheduler_kwargs = kwargs
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def apply(self, keys: TrainingKeys) -> None:
+        """Take over fledge's own keys."""
+        self.decay_ratio = keys.decay_ratio
+        self.muon_learning_rate = keys.muon_learning_rate
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return math.ceil(self.args.num_train_epochs * len(self.train_dataset) / per_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle, and it would hold a hub token in clear text.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+class Pretrainer(StageTrainer):
+    """The Trainer with TRL's fused head, so that pretraining never builds full logits either."""
+
+    def use_fused_head(self) -> None:
+        """Give the model the forward that SFTTrainer and DPOTrainer give theirs."""
+        add_fused_lm_head(self.model, outputs=("log_probs",))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        fused = {} if self.model.config.z_loss_weight else {"fused_lm_head": True}
+        return super().compute_loss(model, {**inputs, **fused}, *args, **kwargs)
+
+
+class RecordCallback(TrainerCallback):
+    """Writes the Trainer's logs and the throughput to metrics.jsonl.
+
+    Args:
+        tokens_per_step: real tokens of an optimizer step over all processes, padding not counted.
+    """
+
+    def __init__(self, record: Record, tokens_per_step: float) -> None:
+        self.record = record
+        self.tokens_per_step = tokens_per_step
+        self.train_seconds = 0.0
+        self.steps = 0
+        self.logged: list[dict[str, float]] = []
+        self._mark = (0, 0.0)
+        self._began = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all steps of this process, the compiling first one included; saving and evaluation are not."""
+        return self.steps * self.tokens_per_step / self.train_seconds if self.train_seconds else 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.train_seconds += time.perf_counter() - self._began
+        self.steps += 1
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        values = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        if "loss" in values:
+            steps, seconds = self._mark
+            if self.train_seconds > seconds:
+                rate = (self.steps - steps) * self.tokens_per_step / (self.train_seconds - seconds)
+                values["tokens_per_second"] = round(rate, 1)
+            values["tokens"] = round(state.global_step * self.tokens_per_step)
+            self._mark = (self.steps, self.train_seconds)
+            self.logged.append(values)
+        self.record.log(step=state.global_step, **values)
