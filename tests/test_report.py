@@ -12,6 +12,7 @@ import pytest
 from fledge.cli import main
 from fledge.results.charts import Chart, line_chart
 from fledge.results.gather import gather
+from fledge.results.numbers import plain
 from fledge.results.report import write
 
 
@@ -47,7 +48,7 @@ STAGES: dict[str, tuple[str, float, dict[str, Any]]] = {
 
 def scores(bits: float, perfect: float) -> dict[str, Any]:
     """Scores of one evaluated model."""
-    by_form = {form: perfect - 0.01 * index for index, form in enumerate(FORMS)}
+    by_form = {form: perfect * (1 - 0.01 * index) for index, form in enumerate(FORMS)}
     rates = {"stop_rate": 0.98, "distinct_2": 0.71, "copied_line_rate": 0.0213}
     return {"bits_per_char": bits, "form_perfect": perfect, "form_perfect_by_form": by_form, **rates}
 
@@ -257,12 +258,28 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(run: Path) -> None:
     assert sft.points("loss") == [(1, 9), (2, 6), (3, 5)]
 
 
+def test_results_set_aside_are_not_the_run(run: Path) -> None:
+    (run / "sft").rename(run / "sft.previous")
+    assert "Not in this run: sft." in write(run).read_text()
+
+
 def test_a_chart_draws_what_is_finite() -> None:
     chart = Chart("loss", "nats", {"train": [(1, 4.0), (2, math.nan), (3, 2.0)], "held out": []})
     drawn = line_chart(chart)
     assert chart.not_drawn == 1
     assert "nan" not in drawn and drawn.count("<circle") == 2
     assert line_chart(Chart("loss", "nats", {"train": [(7, 0.0)]})).count("<circle") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        *[(None, "–"), (True, "yes"), (35002, "35,002"), (9803.4, "9,803"), (123456.7, "123,457"), (0.0, "0")],
+        *[(0.99731, "0.9973"), (1e-5, "1e-05"), (["a.parquet", 2], "a.parquet, 2"), (math.nan, "nan")],
+    ],
+)
+def test_values_as_a_reader_wants_them(value: Any, written: str) -> None:
+    assert plain(value) == written
 
 
 @pytest.mark.parametrize("make", [False, True])

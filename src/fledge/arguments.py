@@ -153,7 +153,11 @@ class EvaluateArguments:
     judge: str = key("The corpus whose judge scores an answer between 0 and 1.")
     pairs: str = key("Folder written by pairs, for preference accuracy on its held-out part.")
     output_dir: str = key("Where the figures and the generated answers go.")
-    heldout_chats: list[DatasetEntry] = key("Held-out conversations for bits per character of the answers.", [])
+    heldout_chats: list[DatasetEntry] = key("Held-out conversations, for bits per character of the answers.")
+    base_models: list[str] = key(
+        "Names in `models` that know no chat: they are given the beginning of a document.", []
+    )
+    reference: str = key("Name in `models` of the model that preference accuracy is measured against.")
     temperature: float = key("Sampling temperature.", 0.8, exclusiveMinimum=0)
     max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
     batch_size: int = key("Answers sampled at once.", 256, minimum=1)

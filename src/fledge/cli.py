@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         # Every process of a launch finds the same mistake; one of them says so.
         if os.environ.get("RANK", "0") == "0":
             print(f"fledge: {error}", file=sys.stderr)
+            if code_file := os.environ.get("FLEDGE_EXIT_CODE_FILE"):  # accelerate's launcher makes every code a 1
+                Path(code_file).write_text("2")
         return 2
     except KeyboardInterrupt:
         return 130

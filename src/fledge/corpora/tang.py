@@ -4,6 +4,7 @@ The held-out poems and the Tang 300 share no poem and no line with the training 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"
 
 HELDOUT_SHARE = 0.03
 REQUESTS_PER_FORM = 200
+COPIED_LINE_LENGTH = 7
+"""Characters of a line that counts as copied when it stands in the training text: shorter ones recur by chance."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _POEMS = pa.schema([(name, pa.string()) for name in ("id", "form", "title", "author", "text", "body")])
@@ -54,6 +57,21 @@ def judge(request: dict[str, Any], answer: str) -> float:
     if "form" not in request:
         raise ValueError(f'the request has no "form"; it has {", ".join(request) or "nothing"}')
     return check_form(request["form"], answer).score
+
+
+def document_prompt(request: dict[str, Any]) -> str:
+    """How a document of request["form"] and request["title"] begins: what a base model is asked to go on from."""
+    return f"{request['form']}《{request['title']}》"
+
+
+def document_answer(continuation: str) -> str:
+    """The body of the poem in what a base model wrote after `document_prompt`: all that follows the author's line."""
+    return continuation.partition("\n")[2]
+
+
+def lines(body: str) -> list[str]:
+    """The lines of a body, without marks."""
+    return [line for line in re.split("[，。\n]", body) if line]
 
 
 def _build(tarball: Path, output_dir: Path) -> dict[str, Any]:

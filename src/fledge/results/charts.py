@@ -63,7 +63,7 @@ def line_chart(chart: Chart) -> str:
         # Few points are measurements apart, such as evaluations; many would only thicken the line.
         for step, value in points if len(points) <= MOST_DOTS else points[-1:]:
             parts.append(f'<circle class="s{index}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2"/>')
-    label = escape(f"{chart.title} over steps, in {chart.unit}")
+    label = escape(f"{chart.title} over steps")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 

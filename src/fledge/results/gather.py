@@ -145,7 +145,8 @@ def first_samples(samples: Iterable[dict[str, Any]], model: str) -> dict[str, li
 
 
 def _is_stage(path: Path) -> bool:
-    return (path / "recipe.json").is_file() or (path / SUMMARY).is_file()
+    # The chain sets an outdated result aside as NAME.previous.
+    return path.suffix != ".previous" and ((path / "recipe.json").is_file() or (path / SUMMARY).is_file())
 
 
 def _stage(folder: Path) -> Stage:

@@ -30,8 +30,10 @@ def _block(block: Block) -> str:
             return _table([title, ""], [[label, text] for label, _, text in rows])
         case Charts(title, charts):
             return f"### {_inline(title)}\n\n" + _curves(charts)
-        case Facts(title, values):
-            return f"### {_inline(title)}\n\n" + "\n".join(_facts(values))
+        case Facts(groups):
+            return "\n\n".join(
+                f"### {_inline(title)}\n\n" + "\n".join(_facts(values)) for title, values in groups.items()
+            )
         case Samples(groups):
             return "\n\n".join(_sample(form, sample) for form, group in groups.items() for sample in group)
         case Code(text):
@@ -44,9 +46,9 @@ def _curves(charts: list[Chart]) -> str:
     for chart in charts:
         for name, points in chart.finite.items():
             if points:
-                label = chart.title if name == chart.title else f"{chart.title}, {name}"
+                label = ", ".join(filter(None, (chart.title, name, chart.unit)))
                 lowest = min(value for _, value in points)
-                rows.append([f"{label} ({chart.unit})", *map(short, (points[0][1], points[-1][1], lowest))])
+                rows.append([label, *map(short, (points[0][1], points[-1][1], lowest))])
     return _table(["Curve", "first", "last", "lowest"], rows) if rows else "Nothing logged yet."
 
 
@@ -78,4 +80,4 @@ def _fenced(text: str) -> str:
 
 def _inline(text: str) -> str:
     """Text that Markdown takes literally, on one line."""
-    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*<>|\[\]#]|\b_|_\b)", r"\\\1", " ".join(text.split()))

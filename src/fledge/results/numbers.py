@@ -7,14 +7,18 @@ ABSENT = "–"
 
 
 def plain(value: Any) -> str:
-    """A whole number with separators, a fraction with four digits, a truth as yes or no, text as it is."""
+    """A whole number with separators, a fraction with four digits, a truth as yes or no, a list with commas."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
         return f"{value:,.0f}"
-    return f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 10_000 else _digits(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
+    return str(value)
 
 
 def percent(value: float | None) -> str:
@@ -52,7 +56,3 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _digits(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

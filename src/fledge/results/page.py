@@ -56,8 +56,9 @@ def _block(block: Block) -> str:
         case Charts(title, charts):
             drawn = "".join(map(_figure, charts)) or "<p>Nothing logged yet.</p>"
             return f'<h3>{_text(title)}</h3>\n<div class="charts">{drawn}</div>'
-        case Facts(title, values):
-            return f'<div class="facts"><h3>{_text(title)}</h3>{_facts(values)}</div>'
+        case Facts(groups):
+            cards = (f"<div><h3>{_text(title)}</h3>{_facts(values)}</div>" for title, values in groups.items())
+            return f'<div class="facts">{"".join(cards)}</div>'
         case Samples(groups):
             return "\n".join(_group(form, samples) for form, samples in groups.items())
         case Code(text):
@@ -86,8 +87,7 @@ def _bars(title: str, rows: list[tuple[str, float, str]]) -> str:
 def _figure(chart: Chart) -> str:
     last = ((index, name, points[-1][1]) for index, (name, points) in enumerate(chart.finite.items()) if points)
     legend = "".join(
-        f'<span class="s{index}">{"" if name == chart.title else _text(name)} <b>{short(value)}</b></span>'
-        for index, name, value in last
+        f'<span class="s{index}">{_text(name)} <b>{short(value)}</b></span>' for index, name, value in last
     )
     lost = f"<small>{chart.not_drawn} values are not finite and not drawn</small>" if chart.not_drawn else ""
     caption = f"<figcaption><span>{_text(chart.title)} <small>{_text(chart.unit)}</small></span>{legend}</figcaption>"
@@ -96,7 +96,12 @@ def _figure(chart: Chart) -> str:
 
 def _facts(values: dict[str, Any]) -> str:
     items = (
-        f"<dt>{_text(str(key))}</dt><dd>{_facts(value) if isinstance(value, dict) else _text(plain(value))}</dd>"
+        f"<dt>{_text(str(key))}</dt>"
+        + (
+            f'<dd class="nested">{_facts(value)}</dd>'
+            if isinstance(value, dict)
+            else f"<dd>{_text(plain(value))}</dd>"
+        )
         for key, value in values.items()
     )
     return f"<dl>{''.join(items)}</dl>"

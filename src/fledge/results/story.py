@@ -59,10 +59,9 @@ class Charts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Nested keys and values, as a stage left them."""
+    """Nested keys and values under a title each, such as what every stage left."""
 
-    title: str
-    values: dict[str, Any]
+    groups: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,19 @@ class Section:
 
 # Score: its name, what it means, how it is written.
 SCORES = {
-    "bits_per_char": ("Bits per character", "on held-out text, lower is better", fixed),
-    "form_perfect": ("Perfect poems", "the whole answer is exactly the form asked for", percent),
-    "stop_rate": ("Stops", "the answer ends with the stop token", percent),
+    "bits_per_char": ("Bits per character", "on held-out text; lower is better", fixed),
+    "answer_bits_per_char": ("Bits, answers", "per character, on held-out conversations; lower is better", fixed),
+    "form_perfect": ("Perfect poems", "the answer is exactly the form asked for, and ends by itself", percent),
+    "stop_rate": ("Stops", "the answer ends with a stop token", percent),
     "distinct_2": ("Distinct-2", "different pairs of neighbouring characters, of all pairs", percent),
-    "copied_line_rate": ("Copied lines", "lines that stand verbatim in the training poems", percent),
-    "preference_accuracy": ("Preference accuracy", "held-out pairs whose better answer the model prefers", percent),
+    "copied_line_rate": ("Copied lines", "lines that stand verbatim in the training text", percent),
+    "preference_accuracy": (
+        "Preference accuracy",
+        "held-out pairs in which the better answer gained on the other since the reference model",
+        percent,
+    ),
+    "answers": ("Answers", "how many were generated and measured", plain),
+    "lines_compared": ("Lines compared", "how many were looked up in the training text", plain),
 }
 DATA = ("corpus", "tokenizer", "prepare", "pairs")
 
@@ -111,7 +117,7 @@ def story(run: Run) -> list[Section]:
         Section("Curves", [_charts(stage) for stage in run.training]),
         Section("Time and throughput", _times(run)),
         Section("Data", _data(run)),
-        Section("Other figures", [Facts(s.name, s.results) for s in run.finished if s.kind not in DATA and s.results]),
+        Section("Other figures", _facts({s.name: s.results for s in run.finished if s.kind not in DATA})),
         Section("Environment", _environment(run)),
         Section("Reproduce", [Code(run.chain["command"])] if "command" in run.chain else []),
     ]
@@ -157,11 +163,11 @@ def _warnings(run: Run) -> list[Text]:
     if run.missing:
         said.append(f"Not in this run: {', '.join(run.missing)}.")
     if unfinished:
-        said.append(f"Not finished: {', '.join(unfinished)}. What they logged so far is shown.")
+        said.append(f"Not finished: {', '.join(unfinished)}. What was logged so far is shown.")
     if not run.chain:
         said.append("No chain.json: the time and the memory of the whole are not known.")
     if skipped:
-        said.append(f"Done before and not run again: {', '.join(skipped)}. The total time is without them.")
+        said.append(f"Done before and not run again: {', '.join(skipped)}.")
     if "evaluate" in {stage.kind for stage in run.finished} and not run.evaluation:
         said.append("The evaluation left no evaluation.json.")
     return [Text(text, is_warning=True) for text in said]
@@ -184,8 +190,8 @@ def _tiles(run: Run) -> Tiles:
                 "bits per character",
                 f"a trigram needs {fixed(scores['trigram'].get('bits_per_char'))}" if "trigram" in scores else "",
             ),
-            Tile(ABSENT if wall is None else f"{wall / 60:.1f}", "minutes", "from first to last stage"),
-            Tile(ABSENT if memory is None else f"{memory:.2f} GB", "memory", "most that one process held"),
+            Tile(ABSENT if wall is None else f"{wall / 60:.1f}", "minutes", "all stages together"),
+            Tile(ABSENT if memory is None else f"{memory:.2f} GB", "memory", "at the peak"),
         ]
     )
 
@@ -208,7 +214,8 @@ def _results(run: Run) -> list[Block]:
     if forms:
         shares = [[form, *(percent(by_form[name].get(form)) for name in by_form)] for form in forms]
         blocks.append(Table(["Perfect, by form", *by_form], shares))
-    return [*blocks, Facts("What the scores mean", {SCORES[key][0]: SCORES[key][1] for key in keys if key in SCORES})]
+    meanings = {SCORES[key][0]: SCORES[key][1] for key in keys if key in SCORES}
+    return blocks + _facts({"What the scores mean": meanings})
 
 
 def _sample_blocks(run: Run) -> list[Block]:
@@ -223,16 +230,16 @@ def _sample_blocks(run: Run) -> list[Block]:
 
 
 def _charts(stage: Stage) -> Charts:
-    kinds = [
+    charts = [
         Chart("loss", "nats", {"train": stage.points("loss"), "held out": stage.points("eval_loss")}),
-        Chart("learning rate", "per step", {"learning rate": stage.points("learning_rate")}, (0,)),
-        Chart("throughput", "tokens per second", {"throughput": stage.points("tokens_per_second")}, (0,)),
-        Chart("reward accuracy", "share of pairs", {"accuracy": stage.points("rewards/accuracies")}, (0, 1)),
-        Chart("reward margin", "chosen − rejected", {"margin": stage.points("rewards/margins")}, (0,)),
+        Chart("learning rate", "", {"": stage.points("learning_rate")}, (0,)),
+        Chart("throughput", "tokens per second", {"": stage.points("tokens_per_second")}, (0,)),
+        Chart("reward accuracy", "share of pairs", {"": stage.points("rewards/accuracies")}, (0, 1)),
+        Chart("reward margin", "chosen − rejected", {"": stage.points("rewards/margins")}, (0,)),
     ]
     step0 = stage.results.get("step0_loss")
     title = stage.name if step0 is None else f"{stage.name} (loss at step 0: {step0:.4f}; ln 2 is {math.log(2):.4f})"
-    return Charts(title, [chart for chart in kinds if any(chart.finite.values())])
+    return Charts(title, [chart for chart in charts if any(chart.finite.values())])
 
 
 def _times(run: Run) -> list[Block]:
@@ -248,22 +255,27 @@ def _times(run: Run) -> list[Block]:
 
 
 def _data(run: Run) -> list[Block]:
-    stages = [stage for stage in run.finished if stage.kind in DATA]
-    dropped = [[stage.name, *row] for stage in stages for row in _dropped(stage.results)]
-    blocks: list[Block] = [Table(["Dropped by", "What", "Count"], dropped)] if dropped else []
-    return blocks + [Facts(stage.name, stage.results) for stage in stages if stage.results]
+    stages = {stage.name: stage.results for stage in run.finished if stage.kind in DATA}
+    dropped = _dropped(stages)
+    blocks: list[Block] = [Table(["Dropped", "Count"], dropped)] if dropped else []
+    return blocks + _facts(stages)
 
 
 def _dropped(values: dict[str, Any], path: str = "") -> list[list[str]]:
-    """(what, how many) of every count whose path says "dropped"."""
+    """(where and why, how many) of every count whose path says "dropped"."""
     rows = []
     for key, value in values.items():
         whole = f"{path}: {key}" if path else key
         if isinstance(value, dict):
             rows += _dropped(value, whole)
         elif "dropped" in whole:
-            rows.append([whole, plain(value)])
+            rows.append([whole.replace(": dropped", ""), plain(value)])
     return rows
+
+
+def _facts(groups: dict[str, dict[str, Any]]) -> list[Block]:
+    filled = {title: values for title, values in groups.items() if values}
+    return [Facts(filled)] if filled else []
 
 
 def _environment(run: Run) -> list[Block]:
@@ -274,4 +286,4 @@ def _environment(run: Run) -> list[Block]:
             found.setdefault(library, {})[version] = None
     # More than one version means that the stages did not all run in the same environment.
     versions = {library: " and ".join(versions) for library, versions in found.items()}
-    return [Facts(title, values) for title, values in (("Machine", about), ("Versions", versions)) if values]
+    return _facts({"Machine": about, "Versions": versions})

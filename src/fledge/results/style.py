@@ -31,7 +31,7 @@ small { color: var(--soft); font-size: .8rem; font-weight: 400; }
   display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr));
 }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin: 1.6rem 0; }
-.tiles > div, figure, article, .facts {
+.tiles > div, figure, article, .facts > div {
   background: var(--card); border: 1px solid var(--rule); border-radius: .5rem; padding: 1rem;
 }
 .tiles b { display: block; font: 600 2.1rem/1.2 var(--serif); color: var(--s0); }
@@ -69,12 +69,14 @@ article.imperfect { border: 1px dashed var(--s0); }
 }
 .bar { align-self: center; }
 .bar i { display: block; min-width: 2px; height: .8rem; border-radius: .2rem; background: var(--s1); }
-.facts { margin: 1rem 0; } .facts h3 { margin-top: 0; }
+.facts { columns: 20rem; column-gap: 1rem; }
+.facts > div { break-inside: avoid; margin-bottom: 1rem; }
+.facts h3 { margin-top: 0; }
 dl {
   display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1.2rem; margin: 0; font-size: .92rem;
 }
 dt { color: var(--soft); overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-dd dl { padding-bottom: .4rem; }
+.nested { grid-column: 1 / -1; padding: 0 0 .4rem 1rem; }
 pre { padding: 1rem; overflow-x: auto; background: var(--card); border: 1px solid var(--rule); border-radius: .5rem; }
 """

@@ -1,0 +1,29 @@
+# Every target sets up .venv by itself: Python 3.11, the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint schema clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install  ## corpus, tokenizer, pretraining, SFT, DPO, evaluation, export and report: a model that writes Tang poems
+	$(BIN)/fledge run recipes/tang-poems
+
+test: lint  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+schema: install  ## the JSON schemas of all recipe keys, from the installed libraries
+	$(BIN)/python -m fledge.schema
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -1,0 +1,145 @@
+"""A loaded model that answers a conversation. Imports torch and transformers, which takes seconds."""
+
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+from transformers.utils import logging
+
+from fledge.chat.history import Messages, fit
+from fledge.model import register
+
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What bytes decode to that are no whole character."""
+
+
+class Speaker:
+    """The model of a folder, how it samples, and how much it can keep in mind.
+
+    Args:
+        folder: a transformers model folder with a chat template.
+        temperature: of the sampling, as is `top_p`; `greedy` makes both irrelevant.
+        max_new_tokens: the longest answer.
+        greedy: always the likeliest token.
+        device: a torch device; the fastest there is if None.
+
+    Raises:
+        ValueError: the folder cannot be loaded or has no chat template, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        greedy: bool,
+        device: str | None,
+    ) -> None:
+        register()
+        logging.disable_progress_bar()
+        self.device = _device(device)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: cannot be loaded: {error}\ngive a folder that save_pretrained wrote for a causal model "
+                "and its tokenizer, and that needs no code of its own"
+            ) from None
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"{folder}: the tokenizer has no chat template; save one beside it as chat_template.jinja, "
+                "or talk to a model tuned on conversations"
+            )
+        self.model = model.to(self.device)
+        if self.model.generation_config.eos_token_id is None:
+            _say(f"{folder}: generation_config names no stop token: every answer runs to its full length")
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        self.options = {"do_sample": False} if greedy else sampling
+        # Not every architecture has a limit, or calls it by this name.
+        self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_new_tokens = max_new_tokens
+        if self.context is not None and max_new_tokens > self.context // 2:
+            self.max_new_tokens = self.context // 2
+            _say(f"answers have at most {self.max_new_tokens} tokens, half of the model's context of {self.context}")
+
+    def fit(self, messages: Messages) -> Messages:
+        """The newest messages that leave room for an answer; see `history.fit`."""
+        if self.context is None:
+            return messages
+        return fit(messages, lambda kept: self._prompt(kept)["input_ids"].shape[1], self.context - self.max_new_tokens)
+
+    def answer(self, messages: Messages, write: Callable[[str], None], stop: Event) -> str:
+        """Answer `messages`, passing the text on as it comes, until the model stops or `stop` is set."""
+        prompt = self._prompt(messages).to(self.device)
+        pieces = _Pieces(lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True), write)
+        self.model.generate(
+            **prompt,
+            **self.options,
+            max_new_tokens=self.max_new_tokens,
+            streamer=pieces,
+            stopping_criteria=[lambda *_, **__: stop.is_set()],
+        )
+        return pieces.text
+
+    def _prompt(self, messages: Messages) -> BatchEncoding:
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+
+
+class _Pieces:
+    """A streamer for `generate`: passes an answer on as text, and never half a character."""
+
+    def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], None]) -> None:
+        self.decode, self.write = decode, write
+        self.tokens: list[int] | None = None
+        self.text = ""
+
+    def put(self, tokens: torch.Tensor) -> None:
+        """Called once with the prompt, then with every token."""
+        if self.tokens is None:
+            self.tokens = []
+            return
+        self.tokens += tokens.tolist()
+        # The rest of a character may still come.
+        self._pass_on(self.decode(self.tokens).rstrip(REPLACEMENT))
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._pass_on(self.decode(self.tokens or []))
+
+    def _pass_on(self, text: str) -> None:
+        new = text[len(self.text) :]
+        if new:
+            self.text = text
+            self.write(_harmless(new))
+
+
+def _harmless(text: str) -> str:
+    """Text without control characters, which could drive a terminal: models come from strangers."""
+    return "".join(REPLACEMENT if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        fastest = torch.accelerator.current_accelerator(check_available=True)
+        return fastest or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        # torch says AssertionError where it was built without the device.
+        raise ValueError(f"--device {name}: not on this machine; leave it out to take the fastest there is") from None
+    return device
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Run the stages of a recipe folder, each in a process of its own."""

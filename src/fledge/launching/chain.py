@@ -1,0 +1,125 @@
+"""`fledge run`: every stage of a folder in order, each through accelerate launch; what is done is not done again."""
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fledge.files import write_json
+from fledge.recipe import Recipe
+from fledge.results.report import write as write_report
+
+from .plan import STATE, fingerprint, inputs, is_done, read_folder, result_files, state_of
+from .process import launch
+
+
+def run(folder: Path, on: Path | None, only: str | None, start: str | None) -> int:
+    """Run the stages of `folder`; returns the exit code of the first that fails, or 0.
+
+    Args:
+        on: the layout, an Accelerate config; accelerate_configs/cpu.yaml if None.
+        only: name of the one stage to run, done or not.
+        start: name of the stage to begin with; it and everything after it runs, done or not.
+    """
+    began = time.time()
+    recipes = read_folder(folder)
+    layout = find_layout(folder, on)
+    names = [recipe.name for recipe in recipes]
+    for name in (only, start):
+        if name is not None and name not in names:
+            raise ValueError(f"{name}: no stage of {folder}; its stages are {', '.join(names)}")
+
+    home = Path(os.path.commonpath([recipe.output_dir for recipe in recipes]))
+    prints: dict[str, str] = {}
+    stages: list[dict[str, Any]] = []
+    for index, recipe in enumerate(recipes):
+        above = [prints[other.name] for other in inputs(recipe, recipes)]
+        prints[recipe.name] = fingerprint(recipe, layout, above)
+        state = state_of(recipe.output_dir)
+        forced = recipe.name == only or (start is not None and index >= names.index(start))
+        left_out = not forced and (only is not None or start is not None)
+        skipped = left_out or (not forced and is_done(recipe.output_dir, state, prints[recipe.name]))
+        what = "left out" if left_out else "unchanged, skipped" if skipped else recipe.path
+        say(f"[{index + 1}/{len(recipes)}] {recipe.name}: {what}")
+        if not skipped:
+            state, code = run_stage(recipe, layout, state, prints[recipe.name])
+            if code:
+                say(f"{recipe.name} failed with exit code {code}; the same command continues here")
+                return code
+        if "seconds" in state:
+            measured = {key: state[key] for key in ("seconds", "peak_memory_gb")}
+            stages.append({"name": recipe.name, "stage": recipe.stage, **measured, "skipped": skipped})
+    finish(folder, home, layout, stages, began)
+    return 0
+
+
+def find_layout(folder: Path, on: Path | None) -> Path:
+    """`on`, or the CPU layout beside the recipes.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    layout = on or folder.resolve().parent.parent / "accelerate_configs" / "cpu.yaml"
+    if not layout.is_file():
+        raise ValueError(f"--on: no such layout: {layout}; name one of accelerate_configs/")
+    return layout
+
+
+def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) -> tuple[dict[str, Any], int]:
+    """Run one stage; an interrupted one with the same fingerprint goes on from its newest checkpoint."""
+    folder = recipe.output_dir
+    interrupted = state.get("fingerprint") == wanted and "files" not in state
+    if folder.exists() and not interrupted:
+        set_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"fingerprint": wanted, "spent": state.get("spent", 0.0) if interrupted else 0.0}
+    write_json(folder / STATE, state)
+    began = time.time()
+    outcome = launch(recipe, layout)
+    state["spent"] = round(state["spent"] + time.time() - began, 2)
+    if outcome.exit_code == 0:
+        state |= {"seconds": state.pop("spent"), "peak_memory_gb": round(outcome.peak_memory_gb, 3)}
+        state["files"] = result_files(folder)
+    write_json(folder / STATE, state)
+    return state, outcome.exit_code
+
+
+def set_aside(folder: Path) -> None:
+    """Rename an older result to NAME.previous; the one before it goes."""
+    previous = folder.with_name(folder.name + ".previous")
+    if previous.exists():
+        shutil.rmtree(previous)
+    folder.rename(previous)
+    say(f"{folder} holds an older result; it is now {previous}")
+
+
+def finish(folder: Path, home: Path, layout: Path, stages: list[dict[str, Any]], began: float) -> None:
+    """Write the chain's own record and the report, and say what was reached."""
+    ran = sum(stage["seconds"] for stage in stages if not stage["skipped"])
+    earlier = sum(stage["seconds"] for stage in stages if stage["skipped"])
+    record = {
+        "peak_memory_gb": max((stage["peak_memory_gb"] for stage in stages), default=0.0),
+        "layout": str(layout.name),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "command": shlex.join(["fledge", *sys.argv[1:]]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "stages": stages,
+    }
+    # Twice: the second report knows how long the first one took.
+    for _ in range(2):
+        own = time.time() - began - ran  # of the chain itself, between the stages
+        write_json(home / STATE, {"wall_seconds": round(earlier + ran + own, 1), **record})
+        page = write_report(home)
+    say(f"report: {page}")
+    if (home / "export").is_dir():
+        say(f"chat:   fledge chat {home}")
+
+
+def say(text: str) -> None:
+    """One line of the chain's own, at once even when the output is a file."""
+    print(text, flush=True)

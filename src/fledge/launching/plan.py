@@ -1,0 +1,116 @@
+"""The order of a folder's stages, and when a stage need not run again."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fledge
+from fledge.arguments import STAGES
+from fledge.files import read_json
+from fledge.recipe import INPUT_FILES, Recipe, RecipeError, load_recipe
+
+
+STATE = "chain.json"
+"""In a stage's output_dir: the fingerprint it was started with and, once it is done, its files."""
+
+OWN_FILES = {STATE, "recipe.json", "versions.json", "metrics.jsonl", "summary.json"}
+"""Files that describe a stage; what others read are the rest."""
+
+
+def read_folder(folder: Path) -> list[Recipe]:
+    """The recipes of a folder, those that make something before those that read it.
+
+    Raises:
+        ValueError: no folder, no recipe in it, or everything that is wrong with any of them.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name one of recipes/")
+    paths = sorted(path for path in folder.glob("*.yaml") if path.stem.partition("_")[0] in STAGES)
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no recipe: its files are named STAGE.yaml, with STAGE one of {', '.join(STAGES)}"
+        )
+    recipes, faults = [], []
+    for path in paths:
+        try:
+            recipes.append(load_recipe(path.stem.partition("_")[0], path))
+        except RecipeError as error:
+            faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+    order = list(STAGES)
+    return list(_sorted(sorted(recipes, key=lambda recipe: (order.index(recipe.stage), recipe.name))))
+
+
+def _sorted(recipes: list[Recipe]) -> Iterator[Recipe]:
+    waiting = list(recipes)
+    while waiting:
+        ready = [r for r in waiting if not any(other in waiting for other in inputs(r, recipes))]
+        if not ready:
+            names = ", ".join(recipe.path.name for recipe in waiting)
+            raise ValueError(f"{names}: each of them reads what another of them writes; correct their paths")
+        # One at a time, so that the order of the stages decides wherever the paths leave a choice.
+        waiting.remove(ready[0])
+        yield ready[0]
+
+
+def inputs(recipe: Recipe, recipes: list[Recipe]) -> list[Recipe]:
+    """The recipes whose output_dir this one reads from."""
+    read = [Path(text) for key, value in recipe.values.items() if key != "output_dir" for text in _strings(value)]
+    return [
+        other
+        for other in recipes
+        if other is not recipe and any(path.is_relative_to(other.output_dir) for path in read)
+    ]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def fingerprint(recipe: Recipe, layout: Path, above: list[str]) -> str:
+    """SHA-256 of all that decides a stage's result: its keys, its code, the layout, and the stages it reads from."""
+    files = {key: _file_hash(Path(recipe.values[key])) for key in INPUT_FILES if recipe.values.get(key)}
+    parts = [recipe.values, files, layout.read_text(encoding="utf-8"), sorted(above), _code_hash(recipe.stage)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _code_hash(stage: str) -> str:
+    """Of the stage's file and of the rooms below the stages; the other stages and what stands above do not matter."""
+    root = Path(fledge.__file__).parent
+    rooms = ("arguments.py", "files.py", "recipe.py", "corpora", "data", "evaluation", "model", "training")
+    found = [root / "stages" / f"{stage}.py"]
+    for room in rooms:
+        found += sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]
+    digest = hashlib.sha256(fledge.__version__.encode())
+    for path in found:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def result_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a stage's result; checkpoints and the files that describe it are left out."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    kept = (path for path in paths if path.name not in OWN_FILES and not path.parts[0].startswith("checkpoint-"))
+    return {str(path): _file_hash(folder / path) for path in kept}
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """What the chain last wrote about a stage; empty if it never ran."""
+    return read_json(folder / STATE) if (folder / STATE).is_file() else {}
+
+
+def is_done(folder: Path, state: dict[str, Any], wanted: str) -> bool:
+    """Whether the stage finished with this fingerprint and its files are still what they were."""
+    return state.get("fingerprint") == wanted and "files" in state and result_files(folder) == state["files"]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,272 @@
+"""Chat: the real command on a tiny random model, its answers, its memory, and Ctrl-C."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+import fledge
+from fledge.chat.history import TurnTooLong, fit
+from fledge.chat.speaker import _harmless, _Pieces
+from fledge.chat.terminal import find_model
+from fledge.cli import main
+from fledge.model.configuration_fledge import FledgeConfig
+from fledge.model.modeling_fledge import FledgeForCausalLM
+
+
+SOURCE = Path(fledge.__file__).parents[1]
+SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+COMMAND = [sys.executable, "-m", "fledge", "chat"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+SHORT = ["--seed", "1", "--max_new_tokens", "8"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random fledge model with the chat template of the recipes. It never stops by itself."""
+    folder = tmp_path_factory.mktemp("model")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    turns = ["<|system|>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[*SPECIAL.values(), *turns], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=turns, **SPECIAL)
+    tokenizer.chat_template = (SOURCE.parent / "chat_templates" / "fledge.jinja").read_text(encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = FledgeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=100_000,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    random = FledgeForCausalLM(config)
+    random.generation_config.suppress_tokens = [tokenizer.eos_token_id]
+    random.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def changed(model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the model with other values in one of its JSON files."""
+
+    def change(file: str, **values: Any) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(model, folder)
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        return folder
+
+    return change
+
+
+def test_the_command_answers_the_same_in_every_process(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run(
+        [*COMMAND, model, "-p", "写一首诗。", *SHORT], env=ENVIRONMENT, capture_output=True, encoding="utf-8"
+    )
+    assert (done.returncode, done.stderr) == (0, f"loading {model} ...\n")
+    assert len(done.stdout) > 1 and done.stdout.endswith("\n")
+    assert main(["chat", str(model), "-p", "写一首诗。", *SHORT]) == 0
+    assert capsys.readouterr().out == done.stdout
+    assert main(["chat", str(model), "-p", "写一首诗。", "--max_new_tokens", "8", "--seed", "2"]) == 0
+    assert capsys.readouterr().out != done.stdout
+
+
+def test_greedy_needs_no_seed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = set()
+    for seed in ("3", "4"):
+        assert main(["chat", str(model), "-p", "hello", "--greedy", "--seed", seed, "--max_new_tokens", "8"]) == 0
+        answers.add(capsys.readouterr().out)
+    assert len(answers) == 1
+
+
+def test_every_stop_token_stops(changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = changed("generation_config.json", eos_token_id=list(range(300)))
+    assert main(["chat", str(folder), "-p", "hello"]) == 0
+    assert capsys.readouterr().out.strip("\ufffd") == "\n"
+
+
+def test_piped_turns_and_commands(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[dict[str, str]]] = []
+    monkeypatch.setattr(
+        "fledge.chat.speaker.Speaker.answer", lambda _, messages, write, stop: _echo(seen, messages, write)
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n/help\n/reset\nthree\n/exit\nfour\n"))
+    assert main(["chat", str(model)]) == 0
+    output = capsys.readouterr()
+    assert output.out == "answer to one\nanswer to two\nanswer to three\n"
+    assert "/reset  forget" in output.err and "(a new conversation)" in output.err
+    assert [[message["content"] for message in messages] for messages in seen] == [
+        ["one"],
+        ["one", "answer to one", "two"],
+        ["three"],
+    ]
+
+
+def _echo(seen: list[list[dict[str, str]]], messages: list[dict[str, str]], write: Callable[[str], None]) -> str:
+    seen.append(messages)
+    answer = f"answer to {messages[-1]['content']}"
+    write(answer)
+    return answer
+
+
+def test_the_seed_holds_from_every_reset(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/reset\none\ntwo\n"))
+    assert main(["chat", str(model), *SHORT]) == 0
+    output = capsys.readouterr().out
+    half = len(output) // 2
+    assert half > 2 and output[:half] == output[half:]
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(model: Path) -> None:
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, model, "--seed", "1", "--max_new_tokens", "40000"],
+        env=ENVIRONMENT,
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        os.write(master, b"hello\n")
+        assert process.stdout.read(12).startswith(b"> ")
+        process.send_signal(signal.SIGINT)
+        while b"(stopped)" not in (line := process.stderr.readline()):
+            assert line, "ended without a word"
+        os.write(master, b"\x04")
+        rest, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        os.close(master)
+        os.close(slave)
+    assert process.returncode == 0
+    assert rest.endswith(b"\n> \n")
+    assert b"Traceback" not in errors
+
+
+def test_a_long_conversation_forgets_its_beginning(
+    changed: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(changed("config.json", max_position_embeddings=64))
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two three\n" * 3))
+    assert main(["chat", folder, "--max_new_tokens", "40", "--seed", "1"]) == 0
+    messages = capsys.readouterr().err
+    assert "answers have at most 32 tokens, half of the model's context of 64" in messages
+    assert "(forgetting the first 2 messages: the model's context is full)" in messages
+    assert main(["chat", folder, "-p", "so " * 60]) == 2
+    assert "the model has room for 32 beside the answer" in capsys.readouterr().err
+
+
+def _said(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def _letters(messages: list[dict[str, str]]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+@pytest.mark.parametrize(("room", "kept"), [(15, 5), (14, 3), (9, 3), (8, 1), (3, 1)])
+def test_history_is_cut_at_a_turn_of_the_user(room: int, kept: int) -> None:
+    messages = _said("aaa", "bbb", "ccc", "ddd", "eee")
+    assert fit(messages, _letters, room) == messages[-kept:]
+
+
+def test_a_turn_that_never_fits() -> None:
+    with pytest.raises(TurnTooLong, match="takes 3 tokens and the model has room for 2"):
+        fit(_said("aaa", "bbb", "ccc"), _letters, 2)
+
+
+def test_no_character_comes_in_halves() -> None:
+    data = "月🌕".encode() + b"\xff"
+    written: list[str] = []
+    pieces = _Pieces(lambda tokens: bytes(tokens).decode(errors="replace"), written.append)
+    pieces.put(torch.tensor([[1, 2]]))  # the prompt
+    for byte in data:
+        pieces.put(torch.tensor([byte]))
+    assert written == ["月", "🌕"]
+    pieces.end()
+    assert written == ["月", "🌕", "\ufffd"]
+    assert pieces.text == "月🌕\ufffd"
+
+
+def test_a_model_does_not_drive_the_terminal() -> None:
+    assert _harmless("a\x1b[2Jb\r\n\tc　d") == "a\ufffd[2Jb\ufffd\n\tc　d"
+
+
+def test_the_last_finished_model_of_a_run(tmp_path: Path) -> None:
+    for name in ("sft", "dpo", "export"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        assert find_model(tmp_path / name) == tmp_path / name
+    with pytest.raises(ValueError, match="none of export, dpo, sft in it is finished"):
+        find_model(tmp_path)
+    for name in ("sft", "dpo", "export"):
+        (tmp_path / name / "summary.json").write_text("{}")
+        assert find_model(tmp_path) == tmp_path / name
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path, "no model to talk to"), (tmp_path / "x", "no such folder")):
+        done = subprocess.run([*COMMAND, folder, "-p", "hi"], env=ENVIRONMENT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"fledge: {folder}: {message}")
+        assert "give a" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "0"], "--temperature 0.0: must be above 0; use --greedy"),
+        (["--top_p", "1.5"], "--top_p 1.5: must be above 0 and at most 1"),
+        (["--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
+        (["--device", "quantum"], "--device quantum: not on this machine"),
+    ],
+)
+def test_options_that_make_no_sense(
+    model: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["chat", str(model), "-p", "hi", *options]) == 2
+    assert f"fledge: {message}" in capsys.readouterr().err
+
+
+def test_models_that_cannot_chat(changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = changed("config.json")
+    (folder / "chat_template.jinja").unlink()
+    assert main(["chat", str(folder), "-p", "hi"]) == 2
+    assert f"{folder}: the tokenizer has no chat template; save one" in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    assert main(["chat", str(folder), "-p", "hi"]) == 2
+    assert f"{folder}: cannot be loaded: " in capsys.readouterr().err
+
+
+def test_a_model_without_a_stop_token_says_so(
+    changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed("config.json", eos_token_id=None)
+    GenerationConfig(pad_token_id=0).save_pretrained(folder)
+    assert main(["chat", str(folder), "-p", "hi", "--max_new_tokens", "2"]) == 0
+    assert "names no stop token" in capsys.readouterr().err
