@@ -1,6 +1,7 @@
 """The `fledge` command: one table of commands; whatever a command needs is imported inside its branch."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -74,10 +75,23 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
         return 0
     if not argv or argv[0].startswith("-"):
         raise ValueError(f"{stage}: a recipe comes first: fledge {stage} RECIPE.yaml [--key value ...]")
+    from fledge.arguments import LIBRARY
     from fledge.recipe import load_recipe
 
     recipe = load_recipe(stage, argv[0], argv[1:])
+    if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
+        return 0  # only training is shared work; the launch's first process does the rest alone
+    log_progress()
     return import_module(f"fledge.stages.{stage}").main(recipe) or 0
+
+
+def log_progress() -> None:
+    """Show what fledge has to say; of several processes the first says everything, the others only warn."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fledge: %(message)s"))
+    logger = logging.getLogger("fledge")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
 def _run(argv: Sequence[str]) -> int:

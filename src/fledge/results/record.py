@@ -42,6 +42,8 @@ class Record:
         if is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / SUMMARY).unlink(missing_ok=True)
+            if not list(self.folder.glob("checkpoint-*")):  # a stage that begins anew, and does not resume
+                (self.folder / METRICS).unlink(missing_ok=True)
             write_json(self.folder / "recipe.json", resolved(recipe, library_values))
             write_json(self.folder / "versions.json", versions())
 

@@ -14,10 +14,9 @@ from fledge.data.checks import check_tokenizer
 from fledge.data.pairs import read_pairs
 from fledge.model import register
 from fledge.recipe import Recipe
-from fledge.results.record import Record
-from fledge.training.arguments import library_arguments, values_of
-from fledge.training.machine import is_main_process
-from fledge.training.run import finish, speed_up, train
+from fledge.results.record import read_metrics
+from fledge.training.arguments import library_arguments
+from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import StageTrainer
 
 
@@ -29,7 +28,7 @@ def main(recipe: Recipe) -> None:
     """Recipe -> pairs, model -> DPOTrainer -> a model folder with its tokenizer."""
     keys = recipe.own(DpoArguments)
     args, torch_compile = library_arguments(recipe, DPOConfig, keys.pairs_per_step, 1, "pairs")
-    record = Record(recipe, values_of(args), is_main_process())
+    record = start(recipe, args)
 
     register()
     set_seed(args.seed)
@@ -47,9 +46,9 @@ def main(recipe: Recipe) -> None:
     tokens_per_step = keys.pairs_per_step * tokens_per_pair
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
     callback = train(trainer, recipe, record, tokens_per_step)
-    first = next((entry for entry in callback.logged if entry["tokens"] == round(tokens_per_step)), None)
-    # ln 2 by theory: before the first update the policy is the reference.
-    finish(trainer, record, callback, step0_loss=first["loss"] if first else None, pairs=len(pairs))
+    # ln 2 by theory: before the first update the policy is the reference. A resumed run has no step 0.
+    first = [entry["loss"] for entry in read_metrics(recipe.output_dir) if entry.get("step") == 1 and "loss" in entry]
+    finish(trainer, record, callback, step0_loss=first[-1] if first else None, pairs=len(pairs))
 
 
 def check_lengths(pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> float:

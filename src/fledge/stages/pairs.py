@@ -3,6 +3,7 @@
 fledge pairs recipes/tang-poems/pairs.yaml
 """
 
+import logging
 import random
 from collections import Counter
 from typing import Any
@@ -17,6 +18,9 @@ from fledge.evaluation.generate import chat_prompt, sample
 from fledge.model import register
 from fledge.recipe import Recipe
 from fledge.results.record import Record
+
+
+logger = logging.getLogger(__name__)
 
 
 def main(recipe: Recipe) -> None:
@@ -35,8 +39,11 @@ def main(recipe: Recipe) -> None:
     answers = sample_answers(keys, sampled)
     pairs, unfit = on_policy_pairs(sampled, answers, judge, wanted["on_policy"])
     if len(pairs) < wanted["on_policy"]:
-        print(
-            f"{len(pairs)} of {len(answers)} answers are worse than the real ones, {wanted['on_policy']} were wanted"
+        logger.warning(
+            "%d of %d answers scored below 1 where %d were wanted; pairs of a wrong form take their place",
+            len(pairs),
+            len(answers),
+            wanted["on_policy"],
         )
     pairs += wrong_form_pairs(requests[keys.num_requests :] + unfit, requests, keys.num_pairs - len(pairs), keys.seed)
 

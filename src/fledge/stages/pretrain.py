@@ -13,10 +13,8 @@ from fledge.model import register
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.recipe import Recipe
-from fledge.results.record import Record
-from fledge.training.arguments import library_arguments, values_of
-from fledge.training.machine import is_main_process
-from fledge.training.run import finish, speed_up, train
+from fledge.training.arguments import library_arguments
+from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import Pretrainer
 
 
@@ -26,7 +24,7 @@ def main(recipe: Recipe) -> None:
     rows, heldout, manifest = load_prepared(keys.prepared)
     length = manifest["max_length"]
     args, torch_compile = library_arguments(recipe, TrainingArguments, keys.tokens_per_step, length, "tokens")
-    record = Record(recipe, values_of(args), is_main_process())
+    record = start(recipe, args)
 
     register()
     set_seed(args.seed)

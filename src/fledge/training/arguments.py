@@ -1,6 +1,7 @@
 """Recipe -> the Hugging Face dataclass of a training stage, with what the machine and the layout decide filled in."""
 
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
@@ -35,12 +36,22 @@ def library_arguments(
         unit: "tokens" or "pairs"; the recipe key is `<unit>_per_step`.
     """
     values = {**DEFAULTS, **recipe.library()}
+    check_trackers(values["report_to"])
     torch_compile = values.pop("torch_compile", "auto")
     values["bf16"] = choose_bf16(values["bf16"])
     values["use_cpu"] = on_cpu()
     micro_batch = values.setdefault("per_device_train_batch_size", 8)
     values["gradient_accumulation_steps"] = accumulation(per_step, per_row, micro_batch, unit)
     return cls(**values), torch_compile
+
+
+def check_trackers(report_to: str | list[str]) -> None:
+    """Raise ValueError for a tracker that is not installed, with the command that installs it."""
+    for tracker in [report_to] if isinstance(report_to, str) else report_to:
+        if tracker not in ("none", "all") and find_spec(tracker) is None:
+            raise ValueError(
+                f"report_to: {tracker} is not installed; run: pip install 'fledge-lm[track]', or {tracker}"
+            )
 
 
 def accumulation(per_step: int, per_row: int, micro_batch: int, unit: str) -> int:

@@ -3,6 +3,9 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
+
+from fledge.files import read_json
 
 
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "config.json")
@@ -23,3 +26,32 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         elif step:
             found.append((int(step[1]), folder))
     return max(found)[1] if found else None
+
+
+UNIMPORTANT = re.compile(
+    r"(logging|save|eval|hub|dataloader|report|push|per_device|disable|include|log|torch_compile|auto_find)(_|$).*"
+    r"|output_dir|run_name|use_cpu|gradient_accumulation_steps|project|trackio.*"
+)
+"""Keys that may change between a checkpoint and its resumption: they move no weight."""
+
+
+def refuse_changed(output_dir: Path, now: dict[str, Any]) -> None:
+    """Raise ValueError if `output_dir` holds checkpoints of a recipe that trains something else.
+
+    Args:
+        now: the resolved recipe, key -> {"value", "from"}; compared with the recipe.json beside the checkpoints.
+    """
+    recorded = output_dir / "recipe.json"
+    if not recorded.is_file() or not list(output_dir.glob("checkpoint-*")):
+        return
+    before = read_json(recorded)
+    changed = [
+        f"{key} was {before.get(key, {}).get('value')!r} and is {now.get(key, {}).get('value')!r}"
+        for key in sorted({*before, *now})
+        if not UNIMPORTANT.fullmatch(key) and before.get(key, {}).get("value") != now.get(key, {}).get("value")
+    ]
+    if changed:
+        raise ValueError(
+            f"{output_dir} holds checkpoints of another recipe: {'; '.join(changed)}; "
+            "take another output_dir, or move this one away"
+        )

@@ -10,6 +10,7 @@ products stay in bfloat16 under autocast, accumulated over tiles in float32.
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 
 TILE_TOKENS = 1024
@@ -71,6 +72,10 @@ class CpuLogProbFunction(torch.autograd.Function):
         dtype = torch.get_autocast_dtype("cpu") if autocast else hidden.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         statistics = _compiled.get("statistics", _tile_statistics)
+        count = len(hidden)
+        if _compiled:  # whole tiles only: one shape, one compilation
+            missing = -count % TILE_TOKENS
+            hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
         tiles = [
             statistics(hidden[start : start + TILE_TOKENS] @ weight.t(), targets[start : start + TILE_TOKENS])
             for start in range(0, len(hidden), TILE_TOKENS)
@@ -79,13 +84,16 @@ class CpuLogProbFunction(torch.autograd.Function):
             torch.cat(column) for column in zip(*tiles, strict=True)
         )
         ctx.save_for_backward(hidden, weight, targets, log_partition)
+        ctx.count = count
+        entropy, mean_logits, is_top1 = entropy[:count], mean_logits[:count], is_top1[:count]
         ctx.mark_non_differentiable(entropy, mean_logits, is_top1)
-        return log_probs, entropy, None, mean_logits, is_top1
+        return log_probs[:count], entropy, None, mean_logits, is_top1
 
     @staticmethod
     def backward(ctx: Any, grad_log_probs: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, targets, log_partition = ctx.saved_tensors
         gradient = _compiled.get("gradient", _tile_gradient)
+        grad_log_probs = pad(grad_log_probs, (0, len(hidden) - ctx.count))
         grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32)
         for start in range(0, len(hidden), TILE_TOKENS):
@@ -94,7 +102,7 @@ class CpuLogProbFunction(torch.autograd.Function):
             grad_logits = gradient(logits, targets[tile], log_partition[tile], grad_log_probs[tile])
             torch.mm(grad_logits, weight, out=grad_hidden[tile])
             grad_weight += grad_logits.t() @ hidden[tile]
-        return grad_hidden, grad_weight, *[None] * 7
+        return grad_hidden[: ctx.count], grad_weight, *[None] * 7
 
 
 def install() -> None:

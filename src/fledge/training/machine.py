@@ -32,6 +32,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler for CPU code."""
+    return bool(shutil.which("g++") or shutil.which("clang++"))
+
+
 def choose_bf16(stated: bool | str) -> bool:
     """`auto` is true where bfloat16 products are in hardware: AMX or AVX512-BF16 on a CPU, Ampere or newer on CUDA."""
     if stated != "auto":
@@ -50,7 +55,7 @@ def choose_compile(stated: bool | str, parameters: int, tokens: float, bf16: boo
     """`auto` is true if there is a compiler and training would take longer than COMPILE_PAYS_AFTER seconds without."""
     if stated != "auto":
         return bool(stated)
-    if on_cpu() and not (shutil.which("g++") or shutil.which("clang++")):
+    if on_cpu() and not has_compiler():
         logger.warning("torch_compile auto: off, there is no C++ compiler; with g++ installed training is faster")
         return False
     rate = matmul_rate(torch.bfloat16 if bf16 else torch.float32)

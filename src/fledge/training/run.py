@@ -1,20 +1,30 @@
-"""How every training stage begins and ends, in three plain calls: speed_up, train, finish."""
+"""How every training stage begins and ends, in four plain calls: start, speed_up, train, finish."""
 
 import logging
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
-from fledge.recipe import Recipe
+from fledge.recipe import Recipe, resolved
 from fledge.results.record import Record
 
 from . import cpu_head
-from .checkpoints import newest_checkpoint
-from .machine import choose_compile, is_main_process, on_cpu
+from .arguments import values_of
+from .checkpoints import newest_checkpoint, refuse_changed
+from .machine import choose_compile, has_compiler, is_main_process, on_cpu
 from .trainer import RecordCallback, StageTrainer
 
 
+TOKENS_FOR_TILES = 100_000
+"""Above this many tokens the few seconds that compiling the head's loops takes are soon earned back."""
+
 logger = logging.getLogger(__name__)
+
+
+def start(recipe: Recipe, args: TrainingArguments) -> Record:
+    """Begin the stage's record; refuses to go on from checkpoints of another recipe."""
+    refuse_changed(recipe.output_dir, resolved(recipe, values_of(args)))
+    return Record(recipe, values_of(args), is_main_process())
 
 
 def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, bf16: bool) -> None:
@@ -27,9 +37,9 @@ def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, b
     """
     if on_cpu():
         cpu_head.install()
-    if choose_compile(torch_compile, model.num_parameters(), tokens, bf16):
-        if on_cpu():
+        if tokens > TOKENS_FOR_TILES and has_compiler():
             cpu_head.compile_tiles()
+    if choose_compile(torch_compile, model.num_parameters(), tokens, bf16):
         for layer in model.base_model.layers:
             layer.compile()
 

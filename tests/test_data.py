@@ -1,0 +1,304 @@
+"""Data: packed documents never see each other, nothing is lost or cut in silence, and bad input names its place."""
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import CONVERSATIONS, TEXTS, conversation, documents_of, packed_rows, places, recipe, write_lines
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from fledge.arguments import DatasetEntry
+from fledge.data.checks import check_agreement, check_tokenizer, fingerprint
+from fledge.data.collate import PackedCollator
+from fledge.data.pack import best_fit
+from fledge.data.prepared import load_prepared
+from fledge.data.sources import Row, read_rows
+from fledge.data.tokenise import Document, Tokeniser
+from fledge.files import read_json
+from fledge.model.modeling_fledge import FledgeForCausalLM
+from fledge.stages import prepare
+from fledge.stages.sft import check_stated
+
+
+LENGTH = 160
+KINDS = {"text": [{"text": text} for text in TEXTS], "conversation": CONVERSATIONS}
+
+both_attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+both_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], dict[str, Any]]:
+    """Every row of `kind`, packed, written, read back and collated: several rows with several documents each."""
+
+    def pack(kind: str) -> dict[str, Any]:
+        rows = packed_rows(tmp_path / kind, tokenizer, KINDS[kind], LENGTH)
+        assert len(rows) > 1 and max(len(row["seq_lengths"]) for row in rows) > 2
+        return {"rows": rows, **PackedCollator(LENGTH, tokenizer.pad_token_id)(rows)}
+
+    return pack
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of one document: logits (T, V), labels (T,)."""
+    return cross_entropy(logits[:-1], labels[1:], reduction="sum")
+
+
+# --- packing
+
+
+@both_attentions
+@both_kinds
+def test_packed_loss_equals_the_loss_alone(
+    packed: Callable[[str], dict[str, Any]], make_model: Callable[..., FledgeForCausalLM], attention: str, kind: str
+) -> None:
+    batch, model = packed(kind), make_model(attention)
+    rows = batch.pop("rows")
+    with torch.no_grad():
+        output = model(**batch)
+        total = 0.0
+        for row, columns in places(rows):
+            ids, labels = batch["input_ids"][row, columns], batch["labels"][row, columns]
+            alone = summed_loss(model(ids[None]).logits[0], labels)
+            torch.testing.assert_close(summed_loss(output.logits[row, columns], labels), alone, rtol=1e-5, atol=1e-5)
+            total += alone.item()
+    supervised = (batch["labels"] != -100).sum().item()
+    assert output.loss.item() == pytest.approx(total / supervised, abs=1e-5)
+
+
+@both_attentions
+@both_kinds
+def test_a_neighbour_changes_nothing(
+    packed: Callable[[str], dict[str, Any]], make_model: Callable[..., FledgeForCausalLM], attention: str, kind: str
+) -> None:
+    batch, model = packed(kind), make_model(attention)
+    rows = batch.pop("rows")
+    changed = batch["input_ids"].clone()
+    mine = torch.zeros_like(changed, dtype=torch.bool)
+    for row, columns in places(rows)[::2]:
+        mine[row, columns] = True
+    changed[mine] = (changed[mine] + 7) % model.config.vocab_size
+    with torch.no_grad():
+        before = model(batch["input_ids"], position_ids=batch["position_ids"]).logits
+        after = model(changed, position_ids=batch["position_ids"]).logits
+    torch.testing.assert_close(after[~mine], before[~mine], rtol=0, atol=0)
+    assert (after[mine] - before[mine]).abs().amax(-1).min() > 1e-3
+
+
+@both_kinds
+def test_rows_hold_the_documents_whole_with_their_labels(
+    packed: Callable[[str], dict[str, Any]], tokenizer: PreTrainedTokenizerBase, kind: str
+) -> None:
+    batch = packed(kind)
+    found = [
+        Document(batch["input_ids"][row, columns].tolist(), batch["labels"][row, columns].tolist())
+        for row, columns in places(batch["rows"])
+    ]
+    expected = documents_of(tokenizer, KINDS[kind], LENGTH)
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    supervised = sum(document.supervised for document in expected)
+    assert (batch["labels"] != -100).sum() == supervised > 0
+
+
+def first_fit(lengths: list[int], max_length: int) -> int:
+    """Rows of first-fit packing in the given order."""
+    rooms: list[int] = []
+    for length in lengths:
+        place = next((i for i, room in enumerate(rooms) if room >= length), None)
+        if place is None:
+            rooms.append(max_length - length)
+        else:
+            rooms[place] -= length
+    return len(rooms)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_fit_places_everything_once_and_tightly(seed: int) -> None:
+    chance = random.Random(seed)
+    lengths = [chance.randint(1, 128) for _ in range(2000)]
+    rows = best_fit(lengths, 128)
+    assert sorted(index for row in rows for index in row) == list(range(2000))
+    assert max(sum(lengths[index] for index in row) for row in rows) <= 128
+    assert len(rows) <= first_fit(lengths, 128)
+    assert rows == best_fit(list(lengths), 128)
+
+
+def test_best_fit_takes_the_row_with_the_least_room() -> None:
+    # 6 and 5 open rows with 4 and 5 left; 4 fits both and fills the first.
+    assert best_fit([5, 4, 6, 5], 10) == [[2, 1], [0, 3]]
+    with pytest.raises(ValueError, match="document 1 has 11 tokens, a row has 10"):
+        best_fit([3, 11], 10)
+
+
+# --- rows that cannot be trained on
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
+        ({"messages": []}, "no assistant turn"),
+        (conversation("Hi", "yes", "And?", " "), "an empty assistant turn"),
+        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]}, "an empty assistant turn"),
+        ({"text": ""}, "empty text"),
+    ],
+)
+def test_faulty_rows_fail_with_their_place_or_are_counted(
+    tokenizer: PreTrainedTokenizerBase, values: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^a\.jsonl:3: {fault}; .*`faulty: drop`"):
+        Tokeniser(tokenizer, 64, faulty="fail").documents(Row(values, "a.jsonl:3"))
+    dropping = Tokeniser(tokenizer, 64, faulty="drop")
+    assert dropping.documents(Row(values, "a.jsonl:3")) == []
+    assert len(dropping.documents(Row(conversation("Hi", "yes"), "a.jsonl:4"))) == 1
+    assert dropping.counts == {"rows": 2, f"dropped: {fault}": 1}
+
+
+def test_an_overlong_conversation_is_never_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    row = Row(conversation("Say it", "x" * 50), "a.jsonl:7")
+    for overlong in ("fail", "split"):
+        with pytest.raises(ValueError, match=r"^a\.jsonl:7: \d+ tokens, and max_length is 32; raise max_length"):
+            Tokeniser(tokenizer, 32, overlong=overlong).documents(row)
+    dropping = Tokeniser(tokenizer, 32, overlong="drop")
+    assert dropping.documents(row) == []
+    assert dropping.counts == {"rows": 1, "dropped: longer than 32 tokens": 1}
+
+
+def test_an_overlong_text_is_split_without_loss(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "".join(TEXTS)
+    whole = [tokenizer.bos_token_id, *tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    splitting = Tokeniser(tokenizer, 32, overlong="split")
+    parts = splitting.documents(Row({"text": text}, "a.jsonl:1"))
+    assert [token for part in parts for token in part.input_ids] == whole
+    assert max(len(part.input_ids) for part in parts) == 32
+    for part in parts:
+        assert part.labels == [-100, *part.input_ids[1:]]
+    assert splitting.counts == {"rows": 1, "split": 1}
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*`overlong: split`"):
+        Tokeniser(tokenizer, 32).documents(Row({"text": text}, "a.jsonl:1"))
+
+
+# --- files
+
+
+def parquet(path: Path) -> bytes:
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "good"}\n{"text": "\xff"}\n', r"a\.jsonl:2: not a line of JSON in UTF-8"),
+        ("a.jsonl", b'{"text": "good"}\n{"text": \n', r"a\.jsonl:2: not a line of JSON in UTF-8"),
+        ("a.jsonl", b'{"text": "good"}\n["text"]\n', r"a\.jsonl:2: a JSON object is needed, not list"),
+        ("a.jsonl", b"", r"a\.jsonl holds no row"),
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a whole parquet file"),
+        ("a.parquet", b"", r"a\.parquet: not a whole parquet file"),
+        ("a.csv", b"text\n", r"a\.csv: only \.parquet and \.jsonl files are read"),
+        ("a.jsonl", None, r"no such file: .*a\.jsonl"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(read_rows([DatasetEntry(path=str(tmp_path / name))]))
+
+
+def test_a_truncated_parquet_is_named(tmp_path: Path) -> None:
+    whole = parquet(tmp_path / "a.parquet")
+    assert [row.values["text"] for row in read_rows([DatasetEntry(path=str(tmp_path / "a.parquet"))])] == TEXTS
+    (tmp_path / "a.parquet").write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"a\.parquet: not a whole parquet file .* make it again"):
+        list(read_rows([DatasetEntry(path=str(tmp_path / "a.parquet"))]))
+
+
+# --- the prepare stage, and what must agree with it
+
+
+def test_prepare_is_repeatable_and_marks_itself_whole(tmp_path: Path, tokenizer_folder: Path) -> None:
+    parquet(tmp_path / "poems.parquet")
+    chats = write_lines(tmp_path / "chats.jsonl", CONVERSATIONS)
+    stated = {
+        "datasets": [{"path": str(tmp_path / "poems.parquet"), "name": "poems"}, {"path": str(chats)}],
+        "eval_datasets": [{"path": str(chats)}],
+        "tokenizer": tokenizer_folder,
+        "max_length": LENGTH,
+    }
+    manifests = []
+    for seed in (0, 0, 1):
+        made = recipe(tmp_path, "prepare", seed=seed, **stated)
+        prepare.main(made)
+        manifests.append(read_json(made.output_dir / "manifest.json"))
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["train"]["sha256"] != manifests[2]["train"]["sha256"] != manifests[2]["eval"]["sha256"]
+
+    train, heldout, manifest = load_prepared(made.output_dir)
+    tokens = sum(map(len, train["input_ids"]))
+    assert manifest["train"]["tokens"] == tokens == sum(map(sum, train["seq_lengths"]))
+    assert manifest["train"]["documents"] == len(TEXTS) + len(CONVERSATIONS)
+    assert manifest["train"]["sources"] == ["poems", str(chats)]
+    assert manifest["train"]["fill"] == pytest.approx(tokens / (len(train) * LENGTH), abs=1e-4)
+    assert manifest["eval"]["rows"] == len(heldout)
+
+    (made.output_dir / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no manifest\.json; run the prepare stage"):
+        load_prepared(made.output_dir)
+
+
+def test_what_prepare_froze_is_held_against_tokenizer_model_and_recipe(
+    tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., FledgeForCausalLM]
+) -> None:
+    manifest = {"tokenizer": fingerprint(tokenizer), "max_length": 64}
+    config = make_model().config
+    check_agreement(tokenizer, config, manifest)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template += " "
+    with pytest.raises(ValueError, match="another tokenizer or chat template; run prepare again"):
+        check_agreement(other, config, manifest)
+    tokenizer.add_tokens(["new"])
+    with pytest.raises(ValueError, match="the tokenizer has 321 entries, the model 320"):
+        check_agreement(tokenizer, config, manifest)
+
+    stated = {"output_dir": "x", "use_cpu": True, "bf16": False, "packing": True, "assistant_only_loss": True}
+    check_stated(SFTConfig(**stated, max_length=64), manifest)
+    with pytest.raises(ValueError, match="write `max_length: 64`"):
+        check_stated(SFTConfig(**stated, max_length=128), manifest)
+    for key in ("packing", "assistant_only_loss"):
+        with pytest.raises(ValueError, match="write `packing: true` and `assistant_only_loss: true`"):
+            check_stated(SFTConfig(**{**stated, key: False}, max_length=64), manifest)
+
+
+def test_a_tokenizer_that_would_never_learn_to_stop_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    check_tokenizer(tokenizer)
+    template = tokenizer.chat_template
+    inside, outside = "{{- message['content'] + eos_token -}}", "{{- message['content'] -}}"
+    opening = "{{- '<|assistant|>' -}}\n        {%- generation -%}"
+    for changed, message in [
+        (None, "no chat template; name one"),
+        (template.replace("generation -%}", "if true -%}").replace("endif true", "endif"), "add them"),
+        (template.replace("endgeneration -%}", "endgeneration -%}{{- eos_token -}}").replace(inside, outside), "stop"),
+        (template.replace(opening, "{%- generation -%}{{- '<|assistant|>' -}}"), "only the answer belongs"),
+        (template.replace("'<|' + message", "bos_token + '<|' + message"), "bos token more than once"),
+        (template.replace("'<|assistant|>' -}}\n{%- endif", "'x' -}}\n{%- endif"), "generation prompt is not how"),
+    ]:
+        assert changed != template
+        tokenizer.chat_template = changed
+        with pytest.raises(ValueError, match=message):
+            check_tokenizer(tokenizer)
+    tokenizer.chat_template = template
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(ValueError, match="use a pad token of its own"):
+        check_tokenizer(tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="lacks a bos, eos or pad token"):
+        check_tokenizer(tokenizer)

@@ -1,0 +1,82 @@
+"""The figures a README states are those of the run whose report is committed beside it, and they keep the promises."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "tang-poems"
+REPORT = json.loads((RECIPE / "report.json").read_text(encoding="utf-8"))
+
+
+def figure(path: str) -> float:
+    value = REPORT
+    for name in path.split("."):
+        value = value[name]
+    return value
+
+
+SHOWN = {
+    "wall_seconds": lambda v: f"{v / 60:.1f} minutes",
+    "peak_memory_gb": lambda v: f"{v:.1f} GB",
+    "trigram.bits_per_char": lambda v: f"{v:.3f}",
+    "base.bits_per_char": lambda v: f"{v:.3f}",
+    "sft.bits_per_char": lambda v: f"{v:.3f}",
+    "dpo.bits_per_char": lambda v: f"{v:.3f}",
+    "base.form_perfect": lambda v: f"{v:.1%}",
+    "sft.form_perfect": lambda v: f"{v:.1%}",
+    "dpo.form_perfect": lambda v: f"{v:.1%}",
+    "dpo.stop_rate": lambda v: f"{v:.1%}",
+    "sft.distinct_2": lambda v: f"{v:.3f}",
+    "dpo.distinct_2": lambda v: f"{v:.3f}",
+    "dpo.copied_line_rate": lambda v: f"{v:.2%}",
+    "dpo.preference_accuracy": lambda v: f"{v:.1%}",
+    "dpo.step0_loss": lambda v: f"{v:.4f}",
+    "tokens_per_second.pretrain": lambda v: f"{v:,.0f}",
+    "tokens_per_second.sft": lambda v: f"{v:,.0f}",
+    "tokens_per_second.dpo": lambda v: f"{v:,.0f}",
+}
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_readme_states_what_was_measured(path: str) -> None:
+    line = next(
+        line for line in (RECIPE / "README.md").read_text(encoding="utf-8").splitlines() if f"`{path}`" in line
+    )
+    assert SHOWN[path](figure(path)) in line
+
+
+def test_front_page_states_what_was_measured() -> None:
+    text = (RECIPE.parent.parent / "README.md").read_text(encoding="utf-8")
+    for path in (
+        "wall_seconds",
+        "base.bits_per_char",
+        "trigram.bits_per_char",
+        "sft.form_perfect",
+        "dpo.form_perfect",
+    ):
+        assert SHOWN[path](figure(path)) in text, path
+
+
+def test_each_form_is_stated() -> None:
+    text = (RECIPE / "README.md").read_text(encoding="utf-8")
+    for form, share in figure("dpo.form_perfect_by_form").items():
+        assert f"{form} {share:.1%}" in text
+
+
+def test_the_run_kept_its_promises() -> None:
+    assert figure("wall_seconds") <= 15 * 60
+    assert figure("peak_memory_gb") <= 6
+    assert figure("base.bits_per_char") <= 0.9 * figure("trigram.bits_per_char")
+    assert figure("sft.form_perfect") >= 0.95
+    assert figure("dpo.form_perfect") >= 0.99
+    assert len(figure("dpo.form_perfect_by_form")) == 4
+    assert min(figure("dpo.form_perfect_by_form").values()) >= 0.97
+    assert figure("dpo.stop_rate") == 1.0
+    assert figure("dpo.distinct_2") >= 0.9 * figure("sft.distinct_2")
+    assert figure("dpo.copied_line_rate") <= 0.01
+    assert figure("dpo.bits_per_char") <= 1.05 * figure("sft.bits_per_char")
+    assert figure("dpo.preference_accuracy") >= 0.8
+    assert abs(figure("dpo.step0_loss") - math.log(2)) <= 1e-3
