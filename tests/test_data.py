@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from fledge.arguments import DatasetEntry
-from fledge.data.checks import check_agreement, check_tokenizer, fingerprint
+from fledge.data.checks import check_agreement, fingerprint
 from fledge.data.collate import PackedCollator
 from fledge.data.pack import best_fit
 from fledge.data.prepared import load_prepared
@@ -30,6 +31,9 @@ from fledge.stages.sft import check_stated
 
 LENGTH = 160
 KINDS = {"text": [{"text": text} for text in TEXTS], "conversation": CONVERSATIONS}
+
+SAID = [{"role": "assistant", "content": "yes"}]
+CANNOT = "the chat template cannot render it "
 
 both_attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +67,7 @@ def test_packed_loss_equals_the_loss_alone(
     batch, model = packed(kind), make_model(attention)
     rows = batch.pop("rows")
     with torch.no_grad():
-        output = model(**batch)
+        output = model(**batch, use_cache=False)
         total = 0.0
         for row, columns in places(rows):
             ids, labels = batch["input_ids"][row, columns], batch["labels"][row, columns]
@@ -87,8 +91,8 @@ def test_a_neighbour_changes_nothing(
         mine[row, columns] = True
     changed[mine] = (changed[mine] + 7) % model.config.vocab_size
     with torch.no_grad():
-        before = model(batch["input_ids"], position_ids=batch["position_ids"]).logits
-        after = model(changed, position_ids=batch["position_ids"]).logits
+        before = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        after = model(changed, position_ids=batch["position_ids"], use_cache=False).logits
     torch.testing.assert_close(after[~mine], before[~mine], rtol=0, atol=0)
     assert (after[mine] - before[mine]).abs().amax(-1).min() > 1e-3
 
@@ -148,22 +152,27 @@ def test_best_fit_takes_the_row_with_the_least_room() -> None:
         ({"messages": []}, "no assistant turn"),
         (conversation("Hi", "yes", "And?", " "), "an empty assistant turn"),
         ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]}, "an empty assistant turn"),
+        ({"messages": [*SAID, {"role": "tool", "content": "x"}]}, CANNOT + "(role tool is"),
+        ({"messages": [{"role": "user", "content": None}, *SAID]}, CANNOT),
+        ({"messages": ["Hi"]}, "a message that is no object"),
         ({"text": ""}, "empty text"),
+        ({"text": None}, "empty text"),
     ],
 )
 def test_faulty_rows_fail_with_their_place_or_are_counted(
     tokenizer: PreTrainedTokenizerBase, values: dict[str, Any], fault: str
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^a\.jsonl:3: {fault}; .*`faulty: drop`"):
+    with pytest.raises(ValueError, match=rf"^a\.jsonl:3: {re.escape(fault)}.*; .*`faulty: drop`"):
         Tokeniser(tokenizer, 64, faulty="fail").documents(Row(values, "a.jsonl:3"))
     dropping = Tokeniser(tokenizer, 64, faulty="drop")
     assert dropping.documents(Row(values, "a.jsonl:3")) == []
     assert len(dropping.documents(Row(conversation("Hi", "yes"), "a.jsonl:4"))) == 1
-    assert dropping.counts == {"rows": 2, f"dropped: {fault}": 1}
+    [[dropped, count]] = [item for item in dropping.counts.items() if item[0] != "rows"]
+    assert dropped.startswith(f"dropped: {fault}") and (count, dropping.counts["rows"]) == (1, 2)
 
 
 def test_an_overlong_conversation_is_never_cut(tokenizer: PreTrainedTokenizerBase) -> None:
-    row = Row(conversation("Say it", "x" * 50), "a.jsonl:7")
+    row = Row({**conversation("Say it", "x" * 50), "text": "a column besides"}, "a.jsonl:7")
     for overlong in ("fail", "split"):
         with pytest.raises(ValueError, match=r"^a\.jsonl:7: \d+ tokens, and max_length is 32; raise max_length"):
             Tokeniser(tokenizer, 32, overlong=overlong).documents(row)
@@ -276,29 +285,3 @@ def test_what_prepare_froze_is_held_against_tokenizer_model_and_recipe(
     for key in ("packing", "assistant_only_loss"):
         with pytest.raises(ValueError, match="write `packing: true` and `assistant_only_loss: true`"):
             check_stated(SFTConfig(**{**stated, key: False}, max_length=64), manifest)
-
-
-def test_a_tokenizer_that_would_never_learn_to_stop_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    check_tokenizer(tokenizer)
-    template = tokenizer.chat_template
-    inside, outside = "{{- message['content'] + eos_token -}}", "{{- message['content'] -}}"
-    opening = "{{- '<|assistant|>' -}}\n        {%- generation -%}"
-    for changed, message in [
-        (None, "no chat template; name one"),
-        (template.replace("generation -%}", "if true -%}").replace("endif true", "endif"), "add them"),
-        (template.replace("endgeneration -%}", "endgeneration -%}{{- eos_token -}}").replace(inside, outside), "stop"),
-        (template.replace(opening, "{%- generation -%}{{- '<|assistant|>' -}}"), "only the answer belongs"),
-        (template.replace("'<|' + message", "bos_token + '<|' + message"), "bos token more than once"),
-        (template.replace("'<|assistant|>' -}}\n{%- endif", "'x' -}}\n{%- endif"), "generation prompt is not how"),
-    ]:
-        assert changed != template
-        tokenizer.chat_template = changed
-        with pytest.raises(ValueError, match=message):
-            check_tokenizer(tokenizer)
-    tokenizer.chat_template = template
-    tokenizer.pad_token = tokenizer.eos_token
-    with pytest.raises(ValueError, match="use a pad token of its own"):
-        check_tokenizer(tokenizer)
-    tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="lacks a bos, eos or pad token"):
-        check_tokenizer(tokenizer)

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .sources import Row
@@ -50,8 +51,8 @@ class Tokeniser:
         self.counts["rows"] += 1
         if isinstance(row.values.get("messages"), list):
             document, fault = self._conversation(row.values["messages"])
-        elif isinstance(row.values.get("text"), str):
-            document, fault = self._text(row.values["text"])
+        elif "text" in row.values and isinstance(row.values["text"], str | None):
+            document, fault = self._text(row.values["text"] or "")
         else:
             raise ValueError(f"{row.place}: neither `text` nor `messages`; its columns are {', '.join(row.values)}")
         if fault:
@@ -73,19 +74,25 @@ class Tokeniser:
         return Document(ids, [IGNORED, *ids[1:]]), None
 
     def _conversation(self, messages: list[dict[str, Any]]) -> tuple[Document | None, str | None]:
+        if not all(isinstance(message, dict) for message in messages):
+            return None, "a message that is no object with role and content"
         answers = [message.get("content") for message in messages if message.get("role") == "assistant"]
         if not answers:
             return None, "no assistant turn"
         if not all(isinstance(answer, str) and answer.strip() for answer in answers):
             return None, "an empty assistant turn"
-        ids, mask = render(self.tokenizer, messages)
+        try:
+            ids, mask = render(self.tokenizer, messages)
+        except (TemplateError, TypeError) as error:  # a role it does not know, or words that are no text
+            return None, f"the chat template cannot render it ({error})"
         labels = [token if supervised else IGNORED for token, supervised in zip(ids, mask, strict=True)]
         labels[0] = IGNORED
         return Document(ids, labels), None
 
     def _shortened(self, document: Document, row: Row) -> list[Document]:
         length = len(document.input_ids)
-        if self.overlong == "split" and "text" in row.values:
+        is_text = not isinstance(row.values.get("messages"), list)
+        if self.overlong == "split" and is_text:
             self.counts["split"] += 1
             starts = range(0, length, self.max_length)
             parts = [slice(start, start + self.max_length) for start in starts]
@@ -95,7 +102,7 @@ class Tokeniser:
             return []
         raise ValueError(
             f"{row.place}: {length} tokens, and max_length is {self.max_length}; raise max_length, or write "
-            "`overlong: drop`" + (" or `overlong: split`" if "text" in row.values else " (an answer is never cut)")
+            "`overlong: drop`" + (" or `overlong: split`" if is_text else " (an answer is never cut)")
         )
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fledge.machine import choose_bf16, on_cpu
+from fledge.model import register
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,14 @@ class Answer:
 
     text: str
     stopped: bool
+
+
+def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model folder, on the device the layout names, in float32, with its tokenizer."""
+    register()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    return model.eval().to("cpu" if on_cpu() else "cuda"), tokenizer
 
 
 @torch.inference_mode()
@@ -30,11 +41,12 @@ def sample(
 ) -> list[Answer]:
     """One answer for each prompt, a text with its special tokens in it, in the order of the prompts.
 
-    Plain sampling at `temperature` from the whole distribution, in bfloat16 autocast where the model's device has it.
+    Plain sampling at `temperature` from the whole distribution, in bfloat16 autocast where the machine has it.
     """
     stops = set(_as_list(model.generation_config.eos_token_id))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: less padding
     answers: dict[int, Answer] = {}
+    bf16 = choose_bf16("auto")
     torch.manual_seed(seed)
     with tqdm(total=len(prompts), desc=label, unit=" answers", disable=None) as bar:
         for start in range(0, len(order), batch_size):
@@ -46,15 +58,16 @@ def sample(
                 padding_side="left",
                 return_tensors="pt",
             ).to(model.device)
-            generated = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=max_new_tokens,
-            )
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                generated = model.generate(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    do_sample=True,
+                    temperature=temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=max_new_tokens,
+                )
             for index, tokens in zip(indices, generated[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 end = next((place for place, token in enumerate(tokens) if token in stops), None)
                 text = tokenizer.decode(tokens[:end], skip_special_tokens=True)

@@ -39,7 +39,7 @@ def run(folder: Path, on: Path | None, only: str | None, start: str | None) -> i
     stages: list[dict[str, Any]] = []
     for index, recipe in enumerate(recipes):
         above = [prints[other.name] for other in inputs(recipe, recipes)]
-        prints[recipe.name] = fingerprint(recipe, layout, above)
+        prints[recipe.name] = fingerprint(recipe, recipes, layout, above)
         state = state_of(recipe.output_dir)
         forced = recipe.name == only or (start is not None and index >= names.index(start))
         left_out = not forced and (only is not None or start is not None)

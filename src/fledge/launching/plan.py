@@ -9,7 +9,7 @@ from typing import Any
 import fledge
 from fledge.arguments import STAGES
 from fledge.files import read_json
-from fledge.recipe import INPUT_FILES, Recipe, RecipeError, load_recipe
+from fledge.recipe import Recipe, RecipeError, load_recipe
 
 
 STATE = "chain.json"
@@ -58,12 +58,17 @@ def _sorted(recipes: list[Recipe]) -> Iterator[Recipe]:
 
 def inputs(recipe: Recipe, recipes: list[Recipe]) -> list[Recipe]:
     """The recipes whose output_dir this one reads from."""
-    read = [Path(text) for key, value in recipe.values.items() if key != "output_dir" for text in _strings(value)]
+    read = _named(recipe)
     return [
         other
         for other in recipes
         if other is not recipe and any(path.is_relative_to(other.output_dir) for path in read)
     ]
+
+
+def _named(recipe: Recipe) -> list[Path]:
+    """Everything in a recipe that may be a path it reads."""
+    return [Path(text) for key, value in recipe.values.items() if key != "output_dir" for text in _strings(value)]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -74,9 +79,15 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def fingerprint(recipe: Recipe, layout: Path, above: list[str]) -> str:
-    """SHA-256 of all that decides a stage's result: its keys, its code, the layout, and the stages it reads from."""
-    files = {key: _file_hash(Path(recipe.values[key])) for key in INPUT_FILES if recipe.values.get(key)}
+def fingerprint(recipe: Recipe, recipes: list[Recipe], layout: Path, above: list[str]) -> str:
+    """SHA-256 of all that decides a stage's result: its keys, its code, the layout, and the stages and files it reads.
+
+    Args:
+        recipes: all of the folder: a file that one of them makes is known by that stage's fingerprint, in `above`.
+    """
+    made = [other.output_dir for other in recipes]
+    given = [path for path in _named(recipe) if not any(path.is_relative_to(folder) for folder in made)]
+    files = {str(path): _file_hash(path) for path in given if path.is_file()}
     parts = [recipe.values, files, layout.read_text(encoding="utf-8"), sorted(above), _code_hash(recipe.stage)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -84,7 +95,17 @@ def fingerprint(recipe: Recipe, layout: Path, above: list[str]) -> str:
 def _code_hash(stage: str) -> str:
     """Of the stage's file and of the rooms below the stages; the other stages and what stands above do not matter."""
     root = Path(fledge.__file__).parent
-    rooms = ("arguments.py", "files.py", "recipe.py", "corpora", "data", "evaluation", "model", "training")
+    rooms = (
+        "arguments.py",
+        "files.py",
+        "machine.py",
+        "recipe.py",
+        "corpora",
+        "data",
+        "evaluation",
+        "model",
+        "training",
+    )
     found = [root / "stages" / f"{stage}.py"]
     for room in rooms:
         found += sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]

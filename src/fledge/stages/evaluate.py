@@ -9,18 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.arguments import DatasetEntry, EvaluateArguments
 from fledge.corpora import load_corpus
 from fledge.data.pairs import read_pairs
 from fledge.data.sources import read_rows
-from fledge.evaluation.generate import Answer, chat_prompt, sample
+from fledge.evaluation.generate import Answer, chat_prompt, load, sample
 from fledge.evaluation.likelihood import bits, preference_margins
 from fledge.evaluation.measures import answer_measures, is_perfect, mean
 from fledge.evaluation.trigram import Trigram, bits_per_character
 from fledge.files import write_json
-from fledge.model import register
 from fledge.recipe import Recipe
 from fledge.results.record import Record
 
@@ -31,7 +30,6 @@ def main(recipe: Recipe) -> None:
     check_names(keys)
     corpus = load_corpus(keys.judge)
     record = Record(recipe)
-    register()
     train, heldout = read_values(keys.train_documents), read_values(keys.heldout_documents)
     requests, chats = read_values(keys.requests), read_values(keys.heldout_chats)
     pairs = list(read_pairs(Path(keys.pairs) / "heldout.parquet"))
@@ -45,8 +43,7 @@ def main(recipe: Recipe) -> None:
     margins: dict[str, list[float]] = {}
     with (recipe.output_dir / "samples.jsonl").open("w", encoding="utf-8") as samples:
         for name, folder in keys.models.items():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+            model, tokenizer = load(folder)
             answers = answer(name, model, tokenizer, requests, corpus, keys)
             measures = answer_measures(
                 requests, answers, corpus.judge, corpus.lines, known_lines, corpus.COPIED_LINE_LENGTH

@@ -8,14 +8,11 @@ import random
 from collections import Counter
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from fledge.arguments import PairsArguments
 from fledge.corpora import load_corpus
 from fledge.data.pairs import write_pairs
 from fledge.data.sources import read_rows
-from fledge.evaluation.generate import chat_prompt, sample
-from fledge.model import register
+from fledge.evaluation.generate import chat_prompt, load, sample
 from fledge.recipe import Recipe
 from fledge.results.record import Record
 
@@ -57,9 +54,7 @@ def main(recipe: Recipe) -> None:
 
 def sample_answers(keys: PairsArguments, requests: list[dict[str, Any]]) -> list[str]:
     """One answer of the model to each request."""
-    register()
-    tokenizer = AutoTokenizer.from_pretrained(keys.model_name_or_path, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(keys.model_name_or_path, trust_remote_code=False).eval()
+    model, tokenizer = load(keys.model_name_or_path)
     answers = sample(
         model,
         tokenizer,

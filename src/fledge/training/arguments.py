@@ -6,9 +6,8 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
+from fledge.machine import choose_bf16, on_cpu, world_size
 from fledge.recipe import Recipe
-
-from .machine import choose_bf16, on_cpu, world_size
 
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)

@@ -5,13 +5,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import Record
 
 from . import cpu_head
 from .arguments import values_of
 from .checkpoints import newest_checkpoint, refuse_changed
-from .machine import choose_compile, has_compiler, is_main_process, on_cpu
 from .trainer import RecordCallback, StageTrainer
 
 

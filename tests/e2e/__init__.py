@@ -1,0 +1,1 @@
+"""The real launcher, real processes, real text: what a user does, done by a test."""

@@ -1,0 +1,78 @@
+"""The CPU head: the numbers of a plain log-softmax, tile by tile, compiled or not."""
+
+import shutil
+
+import pytest
+import torch
+
+from fledge.training import cpu_head
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles from few tokens, and nothing compiled beforehand or afterwards."""
+    monkeypatch.setattr(cpu_head, "TILE_TOKENS", 64)
+    monkeypatch.setattr(cpu_head, "_compiled", {})
+
+
+def log_prob_reference(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, upstream: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """log_probs, entropy, is_top1 and the gradients of hidden and weight, by full float32 logits."""
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    logits = hidden @ weight.t()
+    log_softmax = logits.log_softmax(-1)
+    log_probs = log_softmax.gather(-1, targets[:, None])[:, 0]
+    log_probs.backward(upstream)
+    entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+    return log_probs.detach(), entropy.detach(), logits.argmax(-1) == targets, hidden.grad, weight.grad
+
+
+def log_prob_inputs(tokens: int) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(tokens, 32), torch.randn(200, 32) / 4
+    targets = torch.randint(200, (tokens,))
+    targets[::3] = (hidden @ weight.t()).argmax(-1)[::3]  # so that is_top1 is often true
+    return hidden, weight, targets, torch.rand(tokens) + 0.5
+
+
+def cpu_head_results(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, upstream: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    log_probs, entropy, _, _, is_top1 = cpu_head.CpuLogProbFunction.apply(hidden, weight, None, targets, 1.0, 256)
+    log_probs.backward(upstream)
+    return log_probs.detach(), entropy, is_top1, hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [False, pytest.param(True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"))],
+)
+def test_cpu_head_is_log_softmax(compiled: bool) -> None:
+    if compiled:
+        cpu_head.compile_tiles()
+    inputs = log_prob_inputs(64 + 64 + 21)
+    for found, expected in zip(cpu_head_results(*inputs), log_prob_reference(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cpu_head_under_bf16_autocast() -> None:
+    # bfloat16 keeps 8 bits: a logit of up to 8 is off by 2^-6 at most. Sums over tiles are kept in float32, so that
+    # the gradient of the weight, a sum over 32 tiles, is no worse than one of its terms.
+    inputs = log_prob_inputs(2048)
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs, entropy, _, *gradients = cpu_head_results(*inputs)
+    expected_log_probs, expected_entropy, _, *expected_gradients = log_prob_reference(*inputs)
+    torch.testing.assert_close(log_probs, expected_log_probs, rtol=0, atol=2**-5)
+    torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=2**-5)
+    for found, expected in zip(gradients, expected_gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 2**-8 * expected.norm()
+
+
+def test_cpu_head_refuses_what_it_does_not_compute() -> None:
+    hidden, weight, targets, _ = log_prob_inputs(4)
+    for bias, temperature in ((torch.zeros(200), 1.0), (None, 0.7)):
+        with pytest.raises(NotImplementedError, match="no bias, temperature"):
+            cpu_head.CpuLogProbFunction.apply(hidden, weight, bias, targets, temperature, 256)

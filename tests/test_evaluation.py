@@ -1,0 +1,269 @@
+"""Evaluation: figures that can be checked by hand, and that do not depend on how the work is batched."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONVERSATIONS, TEXTS, documents_of
+from transformers import PreTrainedTokenizerBase
+
+from fledge.data.pairs import check_pair, read_pairs, write_pairs
+from fledge.evaluation.generate import Answer, chat_prompt, sample
+from fledge.evaluation.likelihood import bits, log_likelihoods, preference_margins
+from fledge.evaluation.measures import answer_measures, distinct_2
+from fledge.evaluation.trigram import END, START, Trigram, bits_per_character
+from fledge.model.modeling_fledge import FledgeForCausalLM
+from fledge.stages.pairs import on_policy_pairs, wrong_form_pairs
+
+
+Make = Callable[..., FledgeForCausalLM]
+
+
+# --- the trigram
+
+
+@pytest.mark.parametrize("documents", [TEXTS, ["ab"], ["aaaa", "aaab"], ["abcabc"] * 5])
+def test_trigram_probabilities_sum_to_one(documents: list[str]) -> None:
+    model = Trigram(documents)
+    characters = [*sorted(set("".join(documents))), END]
+    unseen = "\u2603"
+    for context in (START + START, START + characters[0], characters[0] * 2, documents[0][:2], unseen * 2):
+        probabilities = [model.probability(context + character) for character in [*characters, unseen]]
+        assert min(probabilities) > 0
+        assert sum(probabilities) == pytest.approx(1, abs=1e-12)
+
+
+def test_trigram_reaches_the_entropy_of_its_source() -> None:
+    chance = random.Random(0)
+    uniform = ["".join(chance.choices("abcd", k=1000)) for _ in range(60)]
+    # Two bits a character, and the end costs ten of them once in a thousand.
+    assert bits_per_character(Trigram(uniform[:50]), uniform[50:]) == pytest.approx(2, abs=0.03)
+
+    # The third character follows from the two before it: one bit in two characters is free.
+    def chain() -> str:
+        text = chance.choice("ab")
+        while len(text) < 1000:
+            text += chance.choice("ab") if len(text) % 2 == 0 else {"a": "x", "b": "y"}[text[-1]]
+        return text
+
+    chains = [chain() for _ in range(60)]
+    assert bits_per_character(Trigram(chains[:50]), chains[50:]) == pytest.approx(0.5, abs=0.03)
+    assert bits_per_character(Trigram(["abcdefgh" * 4] * 500), ["abcdefgh" * 4]) < 0.1
+
+
+def test_trigram_counts_the_end_as_a_character() -> None:
+    model = Trigram(["ab", "ac"])
+    expected = [model.probability(gram) for gram in (START * 2 + "a", START + "ab", "ab" + END)]
+    assert model.bits("ab") == pytest.approx(-sum(map(math.log2, expected)))
+    assert bits_per_character(model, ["ab", "a"]) == pytest.approx((model.bits("ab") + model.bits("a")) / 5)
+
+
+# --- likelihood
+
+
+def by_hand(model: FledgeForCausalLM, ids: list[int], first: int) -> float:
+    """log p of ids[first:] given what stands before, in nats."""
+    with torch.no_grad():
+        log_softmax = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(log_softmax[place - 1, ids[place]].item() for place in range(first, len(ids)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_likelihood_is_independent_of_the_batch(
+    make_model: Make, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> None:
+    model = make_model()
+    documents = documents_of(tokenizer, [{"text": text} for text in TEXTS], 128)
+    found = log_likelihoods(model, documents, tokenizer.pad_token_id, "test", batch_size)
+    assert found == pytest.approx([by_hand(model, document.input_ids, 1) for document in documents], rel=1e-6)
+
+
+def test_bits_are_per_character_of_text_or_answer(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model()
+    begin, end = "<|begin|>", "<|end|>"
+    nats = sum(by_hand(model, tokenizer(begin + text + end)["input_ids"], 1) for text in TEXTS[:3])
+    characters = sum(len(text) + 1 for text in TEXTS[:3])
+    rows = [{"text": text} for text in TEXTS[:3]]
+    assert bits("m", model, tokenizer, rows) == pytest.approx(-nats / math.log(2) / characters, rel=1e-6)
+
+    # Only the answers count: those of the second conversation are "Hello!" and a poem.
+    first, second = "<|begin|><|user|>Hi<|end|><|assistant|>", f"<|user|>A line?{end}<|assistant|>"
+    answers = [f"Hello!{end}", f"{TEXTS[6]}{end}"]
+    ids = [tokenizer(part)["input_ids"] for part in (first, answers[0], second, answers[1])]
+    start = sum(map(len, ids[:3]))
+    whole = [token for part in ids for token in part]
+    nats = by_hand(model, whole[: len(ids[0] + ids[1])], len(ids[0])) + by_hand(model, whole, start)
+    expected = -nats / math.log(2) / sum(len(answer) - len(end) + 1 for answer in answers)
+    assert bits("m", model, tokenizer, CONVERSATIONS[1:2]) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match=r"row 2: \d+ tokens, and max_length is 256"):
+        bits("m", model, tokenizer, [rows[0], {"text": "x" * 300}])
+
+
+def test_preference_margins_have_the_sign_of_the_preference(
+    make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model()
+    prompt = [{"role": "user", "content": "Hi"}]
+    pairs = [
+        {
+            "prompt": prompt,
+            "chosen": [{"role": "assistant", "content": a}],
+            "rejected": [{"role": "assistant", "content": b}],
+        }
+        for a, b in (("x", "yes"), ("月", "no"))
+    ]
+    start = tokenizer(chat_prompt(tokenizer, prompt))["input_ids"]
+
+    def answer(text: str) -> float:
+        return by_hand(model, start + tokenizer(text + "<|end|>")["input_ids"], len(start))
+
+    expected = [answer("x") - answer("yes"), answer("月") - answer("no")]
+    assert preference_margins("m", model, tokenizer, pairs) == pytest.approx(expected, rel=1e-5)
+    turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
+    assert preference_margins("m", model, tokenizer, turned) == pytest.approx([-x for x in expected], rel=1e-5)
+
+
+# --- sampling
+
+
+def sampled(
+    model: FledgeForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **keys: Any
+) -> list[Answer]:
+    values = {"temperature": 1.0, "max_new_tokens": 12, "batch_size": 8, "seed": 0, "label": "test", **keys}
+    return sample(model, tokenizer, prompts, **values)
+
+
+PROMPTS = ["<|begin|><|user|>" + text + "<|end|><|assistant|>" for text in TEXTS]
+
+
+def test_answers_do_not_depend_on_the_batch(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model()
+    together = sampled(model, tokenizer, PROMPTS, temperature=1e-4)
+    assert together == sampled(model, tokenizer, PROMPTS, temperature=1e-4, batch_size=1)
+    assert together[::-1] == sampled(model, tokenizer, PROMPTS[::-1], temperature=1e-4, batch_size=3)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    greedy = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
+    assert tokenizer.decode(greedy, skip_special_tokens=True) == together[0].text
+    assert len({answer.text for answer in together}) > 1
+
+
+def test_seeds_repeat(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model()
+    first = sampled(model, tokenizer, PROMPTS)
+    assert first == sampled(model, tokenizer, PROMPTS)
+    assert first != sampled(model, tokenizer, PROMPTS, seed=1)
+
+
+def test_an_answer_ends_at_the_stop_token(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model()
+    greedy = sampled(model, tokenizer, PROMPTS[:4], temperature=1e-4)
+    assert not any(answer.stopped for answer in greedy)
+    # Whatever the first answer's fourth token is becomes the stop token: the answer ends before it.
+    ids = tokenizer(PROMPTS[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    tokens = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
+    stop = next(place for place, token in enumerate(tokens) if place >= 3 and token not in tokens[:place])
+    for stops in (tokens[stop], [tokens[stop], tokenizer.eos_token_id]):
+        model.generation_config.eos_token_id = stops
+        found = sampled(model, tokenizer, PROMPTS[:4], temperature=1e-4)[0]
+        assert found == Answer(tokenizer.decode(tokens[:stop], skip_special_tokens=True), True)
+
+
+def test_samples_follow_the_whole_distribution(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model()
+    ids = tokenizer(PROMPTS[7])["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    texts = [tokenizer.decode([token], skip_special_tokens=True) for token in range(320)]
+    wanted = texts[logits.argmax()]
+    alike = torch.tensor([text == wanted for text in texts])
+    for temperature in (1.0, 0.3):
+        p = (logits / temperature).softmax(-1)[alike].sum().item()
+        answers = sampled(
+            model, tokenizer, PROMPTS[7:] * 4000, max_new_tokens=1, batch_size=4000, temperature=temperature
+        )
+        share = sum(answer.text == wanted for answer in answers) / 4000
+        assert 0.01 < p < 0.99
+        assert share == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 4000))
+
+
+# --- measures
+
+
+def test_measures_of_literal_answers() -> None:
+    requests = [{"form": "b", "want": "xx"}, {"form": "a", "want": "yy"}, {"form": "a", "want": "zz"}, {"form": "a"}]
+    answers = [Answer("xx", True), Answer("yy", False), Answer("zz", True), Answer("known\nother", True)]
+    found = answer_measures(
+        requests,
+        answers,
+        judge=lambda request, text: 1.0 if text == request.get("want") else 0.5,
+        lines=str.splitlines,
+        known_lines={"known", "xx"},
+        line_length=5,
+    )
+    assert found == {
+        "form_perfect": 0.5,
+        "form_perfect_by_form": {"a": pytest.approx(1 / 3), "b": 1.0},
+        "stop_rate": 0.75,
+        "distinct_2": 1.0,
+        "copied_line_rate": 0.5,
+        "answers": 4,
+        "lines_compared": 2,
+    }
+
+
+def test_distinct_2() -> None:
+    assert distinct_2(["abab", "b"]) == pytest.approx(2 / 3)  # ab ba ab; pairs never span two texts
+    assert distinct_2(["ab", "ba"]) == 1.0
+    assert distinct_2(["a", ""]) == 0.0
+
+
+# --- pairs
+
+
+def request(form: str, number: int) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": f"{form} {number}"}]
+    return {"prompt": prompt, "form": form, "reference": f"{form} poem {number}"}
+
+
+REQUESTS = [request(form, number) for number in range(4) for form in ("a", "b", "c")]
+
+
+def test_on_policy_pairs_are_what_the_judge_faults() -> None:
+    scores = {"good": 1.0, "bad": 0.25, "": 0.0}
+    answers = ["good", "bad", "", "bad", "bad"]
+    pairs, unfit = on_policy_pairs(REQUESTS[:5], answers, lambda _, answer: scores[answer], most=2)
+    assert [pair["prompt"] for pair in pairs] == [REQUESTS[1]["prompt"], REQUESTS[3]["prompt"]]
+    assert unfit == [REQUESTS[0], REQUESTS[2], REQUESTS[4]]
+    assert pairs[0]["chosen"] == [{"role": "assistant", "content": "b poem 0"}]
+    assert pairs[0]["rejected"] == [{"role": "assistant", "content": "bad"}]
+    assert (pairs[0]["made"], pairs[0]["rejected_score"]) == ("on_policy", 0.25)
+
+
+def test_wrong_form_pairs_reject_a_real_poem_of_another_form() -> None:
+    pairs = wrong_form_pairs(REQUESTS, REQUESTS, 10, seed=0)
+    assert len(pairs) == 10
+    references = {request["reference"] for request in REQUESTS}
+    for pair, asked in zip(pairs, REQUESTS, strict=False):
+        rejected = pair["rejected"][0]["content"]
+        assert rejected in references and rejected[0] != asked["form"] == pair["form"]
+        assert pair["chosen"][0]["content"] == asked["reference"]
+    assert (
+        pairs == wrong_form_pairs(REQUESTS, REQUESTS, 10, seed=0) != wrong_form_pairs(REQUESTS, REQUESTS, 10, seed=1)
+    )
+
+
+def test_a_pair_that_teaches_nothing_is_refused(tmp_path) -> None:
+    good = wrong_form_pairs(REQUESTS, REQUESTS, 2, seed=0)
+    write_pairs(tmp_path / "pairs.parquet", good)
+    assert read_pairs(tmp_path / "pairs.parquet").to_list() == good
+    with pytest.raises(ValueError, match=r"^pair 3: chosen and rejected are the same$"):
+        write_pairs(tmp_path / "same.parquet", [*good, {**good[0], "rejected": good[0]["chosen"]}])
+    for side in ("prompt", "chosen", "rejected"):
+        for empty in ([], [{"role": "assistant", "content": ""}]):
+            with pytest.raises(ValueError, match=f"^here: {side} is empty$"):
+                check_pair({**good[0], side: empty}, "here")
+    with pytest.raises(ValueError, match=r"no such file: .*gone\.parquet; run the pairs stage"):
+        read_pairs(tmp_path / "gone.parquet")
