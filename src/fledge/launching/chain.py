@@ -12,6 +12,7 @@ from typing import Any
 
 from fledge.files import write_json
 from fledge.recipe import Recipe
+from fledge.results.report import headlines
 from fledge.results.report import write as write_report
 
 from .plan import STATE, fingerprint, inputs, is_done, read_folder, result_files, state_of
@@ -115,6 +116,8 @@ def finish(folder: Path, home: Path, layout: Path, stages: list[dict[str, Any]],
         own = time.time() - began - ran  # of the chain itself, between the stages
         write_json(home / STATE, {"wall_seconds": round(earlier + ran + own, 1), **record})
         page = write_report(home)
+    for line in headlines(home):
+        say(f"  {line}")
     say(f"report: {page}")
     if (home / "export").is_dir():
         say(f"chat:   fledge chat {home}")

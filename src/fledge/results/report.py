@@ -6,7 +6,14 @@ from fledge.files import write_json
 from fledge.results.gather import figures, gather
 from fledge.results.markdown import markdown
 from fledge.results.page import page
-from fledge.results.story import story
+from fledge.results.story import story, tiles
+
+
+def headlines(run: Path) -> list[str]:
+    """The report's headline figures, a line each."""
+    return [
+        f"{tile.value} {tile.label}" + (f" ({tile.note})" if tile.note else "") for tile in tiles(gather(run)).tiles
+    ]
 
 
 def write(run: Path) -> Path:

@@ -111,7 +111,7 @@ DATA = ("corpus", "tokenizer", "prepare", "pairs")
 def story(run: Run) -> list[Section]:
     """The sections of the report; those the run has nothing for are left out, and the first one says so."""
     sections = [
-        Section("", [Text(_lead(run)), *_warnings(run), _tiles(run)]),
+        Section("", [Text(_lead(run)), *_warnings(run), tiles(run)]),
         Section("Results", _results(run)),
         Section("Samples", _sample_blocks(run)),
         Section("Curves", [_charts(stage) for stage in run.training]),
@@ -173,7 +173,7 @@ def _warnings(run: Run) -> list[Text]:
     return [Text(text, is_warning=True) for text in said]
 
 
-def _tiles(run: Run) -> Tiles:
+def tiles(run: Run) -> Tiles:
     last = best_model(run)
     scores = run.models
     sft, base = scores.get("sft", {}), scores.get("base", {})
