@@ -104,8 +104,9 @@ def _continue(
             logits_to_keep=1,
         ).logits[:, -1]
         cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
-        draw = torch.rand((len(rows), 1), generator=generator, device=model.device) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, draw)
+        # rand is in [0, 1), so this is in (0, 1]: no entry of probability 0 is ever drawn.
+        draw = 1 - torch.rand((len(rows), 1), generator=generator, device=model.device)
+        tokens = torch.searchsorted(cumulative, draw * cumulative[:, -1:])
         for row, token in zip(rows[running].tolist(), tokens[running, 0].tolist(), strict=True):
             written[row].append(token)
         running &= ~torch.isin(tokens[:, 0], stops)

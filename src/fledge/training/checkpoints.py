@@ -8,8 +8,8 @@ from typing import Any
 from fledge.files import read_json
 
 
-NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "config.json")
-"""Without optimizer or scheduler the Trainer would start both anew without a word; trainer_state.json comes last."""
+NEEDED = ("trainer_state.json", "scheduler.pt", "config.json")
+"""Without its scheduler or optimizer the Trainer would start anew without a word; trainer_state.json comes last."""
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
         missing = [name for name in NEEDED if not (folder / name).is_file()]
         missing += [] if list(folder.glob("*.safetensors")) else ["model.safetensors"]
+        # DeepSpeed keeps its optimizer in a folder of its own.
+        missing += [] if (folder / "optimizer.pt").is_file() or list(folder.glob("global_step*")) else ["optimizer.pt"]
         if step and missing:
             logger.warning("%s is incomplete (%s missing) and is passed over", folder, ", ".join(missing))
         elif step:

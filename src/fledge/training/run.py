@@ -3,11 +3,11 @@
 import logging
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.recipe import Recipe, resolved
-from fledge.results.record import Record
+from fledge.results.record import Record, read_metrics
 
 from . import cpu_head
 from .arguments import values_of
@@ -49,9 +49,18 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
     callback = RecordCallback(record, tokens_per_step)
     trainer.add_callback(callback)
     checkpoint = newest_checkpoint(recipe.output_dir)
-    if checkpoint:
-        logger.warning("resuming from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is None:
+        trainer.train()
+        return callback
+    logger.warning("resuming from %s", checkpoint)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    callback.resume(state.global_step)
+    if state.global_step >= trainer.planned_steps():
+        # All steps are done and only the end is missing; the Trainer would take one step more.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
     return callback
 
 
@@ -60,7 +69,7 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
     trainer.model.config.use_cache = True  # the Trainer turns it off for training, and would save that
     trainer.save_model()
     if is_main_process():
-        losses = [entry["loss"] for entry in callback.logged]
+        losses = [line["loss"] for line in read_metrics(record.folder) if "loss" in line]
         record.finish(
             parameters=trainer.model.num_parameters(),
             steps=trainer.state.global_step,

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl.trainer.utils import add_fused_lm_head
 
 from fledge.arguments import TrainingKeys
-from fledge.results.record import Record
+from fledge.results.record import Record, read_metrics
 
 from .muon import MuonWithAdamW, hidden_matrices
 
@@ -87,14 +87,22 @@ class RecordCallback(TrainerCallback):
         self.tokens_per_step = tokens_per_step
         self.train_seconds = 0.0
         self.steps = 0
-        self.logged: list[dict[str, float]] = []
         self._mark = (0, 0.0)
         self._began = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all steps of this process, the compiling first one included; saving and evaluation are not."""
+        """Over all steps, the compiling first one included; saving and evaluation are not."""
         return self.steps * self.tokens_per_step / self.train_seconds if self.train_seconds else 0.0
+
+    def resume(self, step: int) -> None:
+        """Count on from what metrics.jsonl says of the steps up to the checkpoint's."""
+        lines = [
+            line for line in read_metrics(self.record.folder) if line.get("train_seconds") and line["step"] <= step
+        ]
+        if lines:
+            self.steps, self.train_seconds = lines[-1]["step"], lines[-1]["train_seconds"]
+            self._mark = (self.steps, self.train_seconds)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._began = time.perf_counter()
@@ -113,6 +121,6 @@ class RecordCallback(TrainerCallback):
                 rate = (self.steps - steps) * self.tokens_per_step / (self.train_seconds - seconds)
                 values["tokens_per_second"] = round(rate, 1)
             values["tokens"] = round(state.global_step * self.tokens_per_step)
+            values["train_seconds"] = round(self.train_seconds, 2)
             self._mark = (self.steps, self.train_seconds)
-            self.logged.append(values)
         self.record.log(step=state.global_step, **values)
