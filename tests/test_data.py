@@ -112,6 +112,16 @@ def test_rows_hold_the_documents_whole_with_their_labels(
     assert (batch["labels"] != -100).sum() == supervised > 0
 
 
+def test_nothing_is_trained_on_that_has_nothing_before_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    # In a packed row what stands before it is another document.
+    assert {document.labels[0] for document in documents_of(tokenizer, [*KINDS["text"], *CONVERSATIONS], 256)} == {
+        -100
+    }
+    tokenizer.chat_template = "{% generation %}{{ messages[0]['content'] + eos_token }}{% endgeneration %}"
+    [document] = documents_of(tokenizer, [{"messages": SAID}], 32)
+    assert document.labels == [-100, *document.input_ids[1:]]
+
+
 def first_fit(lengths: list[int], max_length: int) -> int:
     """Rows of first-fit packing in the given order."""
     rooms: list[int] = []
@@ -136,8 +146,8 @@ def test_best_fit_places_everything_once_and_tightly(seed: int) -> None:
 
 
 def test_best_fit_takes_the_row_with_the_least_room() -> None:
-    # 6 and 5 open rows with 4 and 5 left; 4 fits both and fills the first.
-    assert best_fit([5, 4, 6, 5], 10) == [[2, 1], [0, 3]]
+    # 15 and 12 open rows, 7 fits the second only and leaves it 1; the first still has 5, and 1 goes to the second.
+    assert best_fit([1, 15, 12, 7], 20) == [[1], [2, 3, 0]]
     with pytest.raises(ValueError, match="document 1 has 11 tokens, a row has 10"):
         best_fit([3, 11], 10)
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,13 @@ def test_trigram_reaches_the_entropy_of_its_source() -> None:
     chains = [chain() for _ in range(60)]
     assert bits_per_character(Trigram(chains[:50]), chains[50:]) == pytest.approx(0.5, abs=0.03)
     assert bits_per_character(Trigram(["abcdefgh" * 4] * 500), ["abcdefgh" * 4]) < 0.1
+
+
+def test_trigram_backs_off_to_contexts_not_occurrences() -> None:
+    # b follows "a" ten times, always after p; c twice, after q and r: in a new context c is the likelier.
+    model = Trigram(["pab"] * 10 + ["qac", "rac"])
+    assert model.probability("xac") > model.probability("xab")
+    assert model.probability("pab") > model.probability("pac")
 
 
 def test_trigram_counts_the_end_as_a_character() -> None:
@@ -136,18 +144,28 @@ def sampled(
     return sample(model, tokenizer, prompts, **values)
 
 
+GREEDY = 1e-7
+"""A temperature so low that only the likeliest token is ever drawn."""
+
 PROMPTS = ["<|begin|><|user|>" + text + "<|end|><|assistant|>" for text in TEXTS]
+
+
+def greedy(model: FledgeForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The likeliest continuation of each prompt, by itself and by transformers' own generate."""
+    found = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        found.append(model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist())
+    return found
 
 
 def test_answers_do_not_depend_on_the_batch(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
     model = make_model()
-    together = sampled(model, tokenizer, PROMPTS, temperature=1e-4)
-    assert together == sampled(model, tokenizer, PROMPTS, temperature=1e-4, batch_size=1)
-    assert together[::-1] == sampled(model, tokenizer, PROMPTS[::-1], temperature=1e-4, batch_size=3)
-    ids = tokenizer(PROMPTS[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
-    greedy = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
-    assert tokenizer.decode(greedy, skip_special_tokens=True) == together[0].text
-    assert len({answer.text for answer in together}) > 1
+    expected = [Answer(tokenizer.decode(t, skip_special_tokens=True), False) for t in greedy(model, tokenizer)]
+    assert len({answer.text for answer in expected}) > 4
+    for batch_size in (1, 3, 8):
+        assert sampled(model, tokenizer, PROMPTS, temperature=GREEDY, batch_size=batch_size) == expected
+    assert sampled(model, tokenizer, PROMPTS[::-1], temperature=GREEDY) == expected[::-1]
 
 
 def test_seeds_repeat(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -157,18 +175,22 @@ def test_seeds_repeat(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> N
     assert first != sampled(model, tokenizer, PROMPTS, seed=1)
 
 
-def test_an_answer_ends_at_the_stop_token(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_answer_ends_at_its_stop_token(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
     model = make_model()
-    greedy = sampled(model, tokenizer, PROMPTS[:4], temperature=1e-4)
-    assert not any(answer.stopped for answer in greedy)
-    # Whatever the first answer's fourth token is becomes the stop token: the answer ends before it.
-    ids = tokenizer(PROMPTS[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
-    tokens = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
-    stop = next(place for place, token in enumerate(tokens) if place >= 3 and token not in tokens[:place])
-    for stops in (tokens[stop], [tokens[stop], tokenizer.eos_token_id]):
-        model.generation_config.eos_token_id = stops
-        found = sampled(model, tokenizer, PROMPTS[:4], temperature=1e-4)[0]
-        assert found == Answer(tokenizer.decode(tokens[:stop], skip_special_tokens=True), True)
+    written = greedy(model, tokenizer)
+    # The tokens that two answers end with by chance become stop tokens: answers end at different times, some never.
+    stops = [written[0][3], written[5][6]]
+    ends = [next((place for place, token in enumerate(tokens) if token in stops), None) for tokens in written]
+    assert None in ends and len(set(ends)) > 2
+    expected = [
+        Answer(tokenizer.decode(tokens[:end], skip_special_tokens=True), end is not None)
+        for tokens, end in zip(written, ends, strict=True)
+    ]
+    model.generation_config.eos_token_id = stops
+    for batch_size in (1, 3, 8):
+        assert sampled(model, tokenizer, PROMPTS, temperature=GREEDY, batch_size=batch_size) == expected
+    model.generation_config.eos_token_id = stops[0]
+    assert sampled(model, tokenizer, PROMPTS[:1], temperature=GREEDY)[0].stopped
 
 
 def test_samples_follow_the_whole_distribution(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -231,10 +253,10 @@ def request(form: str, number: int) -> dict[str, Any]:
 REQUESTS = [request(form, number) for number in range(4) for form in ("a", "b", "c")]
 
 
-def test_on_policy_pairs_are_what_the_judge_faults() -> None:
-    scores = {"good": 1.0, "bad": 0.25, "": 0.0}
+def test_on_policy_pairs_are_worse_than_the_real_answer() -> None:
+    scores = {"good": 0.9, "bad": 0.25, "": 0.0}
     answers = ["good", "bad", "", "bad", "bad"]
-    pairs, unfit = on_policy_pairs(REQUESTS[:5], answers, lambda _, answer: scores[answer], most=2)
+    pairs, unfit = on_policy_pairs(REQUESTS[:5], answers, lambda _, answer: scores.get(answer, 0.9), most=2)
     assert [pair["prompt"] for pair in pairs] == [REQUESTS[1]["prompt"], REQUESTS[3]["prompt"]]
     assert unfit == [REQUESTS[0], REQUESTS[2], REQUESTS[4]]
     assert pairs[0]["chosen"] == [{"role": "assistant", "content": "b poem 0"}]
@@ -255,7 +277,7 @@ def test_wrong_form_pairs_reject_a_real_poem_of_another_form() -> None:
     )
 
 
-def test_a_pair_that_teaches_nothing_is_refused(tmp_path) -> None:
+def test_a_pair_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
     good = wrong_form_pairs(REQUESTS, REQUESTS, 2, seed=0)
     write_pairs(tmp_path / "pairs.parquet", good)
     assert read_pairs(tmp_path / "pairs.parquet").to_list() == good

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, tiny_config
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -160,6 +160,14 @@ def test_the_cache_changes_nothing(make_model: Make, ids: torch.Tensor, attentio
         torch.testing.assert_close(model(ids, logits_to_keep=3).logits, whole[:, -3:], rtol=1e-5, atol=1e-5)
         chosen = torch.tensor([0, 7])
         torch.testing.assert_close(model(ids, logits_to_keep=chosen).logits, whole[:, chosen], rtol=1e-5, atol=1e-5)
+
+
+def test_the_embedding_of_the_padding_token_learns(ids: torch.Tensor) -> None:
+    # Llama's padding_idx would leave a stop token that also pads without a gradient.
+    token = ids[0, 3].item()
+    model = FledgeForCausalLM(tiny_config(pad_token_id=token, eos_token_id=token))
+    model(ids, labels=ids).loss.backward()
+    assert model.model.embed_tokens.weight.grad[token].abs().max() > 0
 
 
 def test_ids_or_embeddings_but_not_both(make_model: Make, ids: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ fledge pairs recipes/tang-poems/pairs.yaml
 import logging
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from fledge.arguments import PairsArguments
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 def main(recipe: Recipe) -> None:
     """Sample from the model, judge, pair up; `made` in each row says how its rejected answer came about."""
     keys = recipe.own(PairsArguments)
-    judge = load_corpus(keys.judge).judge
+    quality = load_corpus(keys.judge).quality
     record = Record(recipe)
     requests = [row.values for row in read_rows(keys.datasets) if row.values["reference"]]
     random.Random(keys.seed).shuffle(requests)
@@ -34,10 +35,10 @@ def main(recipe: Recipe) -> None:
 
     sampled = requests[: keys.num_requests]
     answers = sample_answers(keys, sampled)
-    pairs, unfit = on_policy_pairs(sampled, answers, judge, wanted["on_policy"])
+    pairs, unfit = on_policy_pairs(sampled, answers, quality, wanted["on_policy"])
     if len(pairs) < wanted["on_policy"]:
         logger.warning(
-            "%d of %d answers scored below 1 where %d were wanted; pairs of a wrong form take their place",
+            "%d of %d answers scored below the real ones where %d were wanted; pairs of a wrong form take their place",
             len(pairs),
             len(answers),
             wanted["on_policy"],
@@ -69,13 +70,13 @@ def sample_answers(keys: PairsArguments, requests: list[dict[str, Any]]) -> list
 
 
 def on_policy_pairs(
-    requests: list[dict[str, Any]], answers: list[str], judge: Any, most: int
+    requests: list[dict[str, Any]], answers: list[str], quality: Callable[[dict[str, Any], str], float], most: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Pairs whose rejected answer the model wrote and the judge scored below 1, and the requests that gave none."""
+    """Pairs whose rejected answer the model wrote and scored below the real one, and the requests that gave none."""
     pairs, unfit = [], []
     for request, answer in zip(requests, answers, strict=True):
-        score = judge(request, answer)
-        if answer and score < 1.0 and len(pairs) < most:
+        score = quality(request, answer)
+        if answer and score < quality(request, request["reference"]) and len(pairs) < most:
             pairs.append(pair(request, answer, "on_policy", score))
         else:
             unfit.append(request)
