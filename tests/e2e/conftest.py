@@ -68,7 +68,7 @@ def furnish(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def chain(shared: Path, fresh: Workspace) -> Workspace:
-    """A workspace where `fledge run recipes/tiny` ran to its end; output.txt has what it printed. Copy to change it."""
+    """Where `fledge run recipes/tiny` ran to its end; output.txt has what it printed. Not to be changed: copy it."""
 
     def make(folder: Path) -> None:
         workspace = fresh.copy(folder)

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,12 @@ class Finished:
         return "\n".join([f"{' '.join(self.command)} ended with {self.code}", *lines[-30:]])
 
     def steps(self) -> dict[str, str]:
-        """What `fledge run` said it would do with each stage: `unchanged, skipped`, `left out` or the recipe's path."""
-        said = (line.partition("] ")[2] for line in self.out.splitlines() if line.startswith("["))
-        return dict(line.split(": ", 1) for line in said)
+        """What `fledge run` said of each stage: `unchanged, skipped`, `left out`, or the path of the recipe it ran."""
+        return dict(re.findall(r"^\[\d+/\d+\] (\w+): (.*)$", self.out, re.MULTILINE))
 
 
 class Workspace:
-    """Commands run in `folder`, with one thread a process, without a network, with a Hugging Face home of their own."""
+    """Commands run in `folder`: one thread a process, no model hub, a Hugging Face home of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,8 +83,10 @@ class Workspace:
         try:
             out, err = process.communicate(timeout=TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
+            out, err = kill(process)
+        except BaseException:  # the test session itself is interrupted
+            kill(process)
+            raise
         done = Finished(list(command), process.returncode, out.replace("\r", "\n"), err.replace("\r", "\n"))
         assert code is None or done.code == code, done.tail
         return done
@@ -113,6 +116,13 @@ class Workspace:
     def files(self) -> dict[str, int]:
         """Every file and when it was last written."""
         return {str(path): path.stat().st_mtime_ns for path in self.folder.rglob("*") if path.is_file()}
+
+
+def kill(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Kill a command and all it started, as an out-of-memory killer would; what it had printed."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()
 
 
 def losses(folder: Path, key: str = "loss") -> list[float]:
