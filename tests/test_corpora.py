@@ -339,11 +339,3 @@ def test_real_build(tmp_path: Path) -> None:
     assert all(counts["chat"]["train"][kind] > 3000 for kind in ("ask", "continue", "author", "reform"))
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and tang.SHA256 in card
-
-
-def test_quality_ranks_poems_of_the_right_form() -> None:
-    request = {"form": "五言绝句"}
-    assert tang.quality(request, "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。") == 1.0
-    assert tang.quality(request, "白日依山尽，黄河入海流。\n欲穷千里日，更上一层山。") == pytest.approx(0.98)
-    assert tang.quality(request, "萋萋依山尽，黄河入海流。\n欲穷千里目，更上一层楼。") == 1.0, "doubled on the spot"
-    assert tang.quality(request, "白日依山尽，黄河入海流。") < 0.9

@@ -119,7 +119,7 @@ class PairsArguments:
 
     model_name_or_path: str = key("Folder of the model to sample from.")
     datasets: list[DatasetEntry] = key("Requests: files with `prompt`, `form` and `reference` columns.")
-    judge: str = key("The corpus that says how good an answer is, between 0 and 1.")
+    judge: str = key("The corpus whose judge scores an answer between 0 and 1.")
     num_pairs: int = key("Pairs to make, train and held-out together.", minimum=2)
     output_dir: str = key("Where train.parquet and heldout.parquet go.")
     on_policy_ratio: float = key(

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 import yaml
 
-from .workspace import STAGES, TINY, Workspace, losses, sha256
+from .workspace import STAGES, TINY, Workspace, keep_only, losses, sha256
 
 
 TRAINING = ["pretrain", "sft", "dpo"]
@@ -71,15 +71,12 @@ def test_wall_time_covers_every_stage(chain: Workspace) -> None:
     assert record["peak_memory_gb"] == max(stage["peak_memory_gb"] for stage in record["stages"])
 
 
-def test_output_says_how_to_chat_and_the_command_works(chain: Workspace) -> None:
-    output = (chain.folder / "output.txt").read_text(encoding="utf-8")
-    said = next(line for line in output.splitlines() if line.startswith("chat:")).split()[1:]
-    assert said == ["fledge", "chat", "runs/tiny"]
+def test_output_ends_with_where_to_look_and_how_to_chat(chain: Workspace) -> None:
+    lines = (chain.folder / "output.txt").read_text(encoding="utf-8").splitlines()
 
-    answer = chain.run(*said, "-p", "写一首五言绝句。", "--seed", "1", "--max_new_tokens", "24")
-
-    assert answer.out.strip()
-    assert "runs/tiny/export" in answer.err
+    assert "report: runs/tiny/report.html" in lines
+    # test_export.py runs this command.
+    assert "chat:   fledge chat runs/tiny" in lines
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -173,8 +170,7 @@ def test_changed_data_redo_the_stages_that_read_them(mine: Workspace) -> None:
     # No recipe of this folder makes the corpus: it is the user's own, and changes under the same name.
     heldout = mine.run_folder / "corpus" / "chat" / "heldout.parquet"
     heldout.write_bytes((mine.run_folder / "corpus" / "chat" / "train.parquet").read_bytes())
-    for stage in STAGES[3:]:
-        (mine.folder / path_of(stage)).unlink()
+    keep_only(mine, "tokenizer", "prepare", "prepare_sft")
 
     changed = mine.fledge("run", TINY)
 
@@ -184,33 +180,29 @@ def test_changed_data_redo_the_stages_that_read_them(mine: Workspace) -> None:
 
 
 def test_damaged_weights_are_made_again(mine: Workspace) -> None:
-    before, damaged = mine.weights(), mine.run_folder / "pretrain" / "model.safetensors"
+    before, damaged = mine.weights(), mine.run_folder / "export" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
 
     again = mine.fledge("run", TINY)
 
-    assert again.steps() == dict.fromkeys(STAGES, SKIPPED) | {"pretrain": path_of("pretrain")}
+    assert again.steps() == dict.fromkeys(STAGES, SKIPPED) | {"export": path_of("export")}
     assert mine.weights() == before
 
 
-def test_only_runs_one_stage(mine: Workspace) -> None:
-    before = mine.weights()
+def test_only_runs_one_stage_and_from_the_rest(mine: Workspace) -> None:
+    keep_only(mine, "tokenizer", "prepare", "prepare_sft")
+    left_out = dict.fromkeys(("tokenizer", "prepare", "prepare_sft"), "left out")
 
-    only = mine.fledge("run", TINY, "--only", "export")
+    only = mine.fledge("run", TINY, "--only", "prepare")
+    assert only.steps() == left_out | {"prepare": path_of("prepare")}
+    assert (mine.run_folder / "prepare.previous").is_dir()
+    assert not (mine.run_folder / "prepare_sft.previous").exists()
 
-    assert only.steps() == dict.fromkeys(STAGES, "left out") | {"export": path_of("export")}
-    assert mine.weights() == before
-    assert (mine.run_folder / "export.previous").is_dir()
-    assert mine.fledge("run", TINY).steps() == dict.fromkeys(STAGES, SKIPPED)
-
-
-def test_from_runs_the_rest(mine: Workspace) -> None:
-    rest = mine.fledge("run", TINY, "--from", "evaluate")
-
-    ran = {stage: path_of(stage) for stage in ("evaluate", "export")}
-    assert rest.steps() == dict.fromkeys(STAGES, "left out") | ran
+    rest = mine.fledge("run", TINY, "--from", "prepare")
+    assert rest.steps() == left_out | {stage: path_of(stage) for stage in ("prepare", "prepare_sft")}
+    assert (mine.run_folder / "prepare_sft.previous").is_dir()
     # What was left out is still part of the run that the report tells about.
-    assert [stage["name"] for stage in mine.json("chain.json")["stages"]] == STAGES
+    assert [stage["name"] for stage in mine.json("chain.json")["stages"]] == ["tokenizer", "prepare", "prepare_sft"]
     assert mine.json("report.json")["tokens_per_second"]["pretrain"] > 0
 
 

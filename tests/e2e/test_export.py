@@ -74,9 +74,10 @@ def test_pipeline_writes_what_the_trained_model_writes(seen: dict[str, Any], our
     assert seen["sampled"] == ours["sampled"]
 
 
-def test_pipeline_says_what_fledge_chat_says(seen: dict[str, Any], chain: Workspace) -> None:
-    chat = chain.fledge("chat", "runs/tiny/dpo", "-p", REQUEST, "--greedy", "--max_new_tokens", str(NEW_TOKENS))
+def test_fledge_chat_answers_from_the_run_and_says_the_same(seen: dict[str, Any], chain: Workspace) -> None:
+    chat = chain.fledge("chat", "runs/tiny", "-p", REQUEST, "--greedy", "--max_new_tokens", str(NEW_TOKENS))
 
+    assert "runs/tiny/export" in chat.err
     assert chat.out.removesuffix("\n") == seen["greedy"]["content"]
 
 

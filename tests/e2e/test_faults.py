@@ -7,25 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from .workspace import TINY, Workspace, kill
+from .workspace import TINY, Workspace, keep_only, kill
 
 
-UP_TO_PRETRAIN = ("tokenizer", "prepare", "pretrain")
 RECIPE = f"{TINY}/pretrain.yaml"
-
-
-def keep_only(workspace: Workspace, *stages: str) -> None:
-    """Leave only these recipes in the folder."""
-    for path in (workspace.folder / TINY).glob("*.yaml"):
-        if path.stem not in stages:
-            path.unlink()
 
 
 @pytest.fixture(scope="module")
 def interrupted(chain: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A chain killed in pretraining, with all it had started, as soon as the second checkpoint was there."""
     workspace = chain.copy(tmp_path_factory.mktemp("interrupted") / "workspace")
-    keep_only(workspace, *UP_TO_PRETRAIN)
+    keep_only(workspace, "tokenizer", "prepare", "pretrain")
     # As if it never ran; a change of the recipe would do it too, but then the weights could not be compared.
     (workspace.run_folder / "pretrain").rename(workspace.folder / "uninterrupted")
     second = workspace.run_folder / "pretrain" / "checkpoint-8" / "trainer_state.json"

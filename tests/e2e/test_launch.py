@@ -70,23 +70,13 @@ def test_two_processes_walk_the_same_curve(two: Workspace) -> None:
     assert losses(two.run_folder / "two") == pytest.approx(one, abs=1e-4)
 
 
-def test_run_takes_a_layout(workspace: Workspace, tmp_path) -> None:
-    mine = workspace.copy(tmp_path / "workspace")
-
-    done = mine.fledge("run", TINY, "--on", TWO, "--only", "pretrain")
-
-    assert done.steps()["pretrain"] == RECIPE
-    assert mine.results("pretrain")["processes"] == 2
-    assert mine.json("chain.json")["layout"] == "cpu_2proc.yaml"
-
-
-def test_tokens_per_step_that_does_not_divide_names_the_nearest(mine: Workspace) -> None:
+def test_run_takes_a_layout_and_refuses_one_that_does_not_divide(mine: Workspace) -> None:
     mine.edit(RECIPE, "per_device_train_batch_size: 4", "per_device_train_batch_size: 3")
 
     wrong = mine.fledge("run", TINY, "--on", TWO, "--only", "pretrain", code=2)
 
-    # 2 processes x 3 rows x 192 tokens are 1,152 at once.
-    assert wrong.text.count("tokens_per_step: 1536 is no multiple of 1152") == 1
+    # 2 processes x 3 rows x 192 tokens are 1,152 at once; each of the two finds it out, one says it.
+    assert wrong.text.count("tokens_per_step: 1536 is no multiple of 1152, what 2 process(es) take at once") == 1
     assert "nearest: 1152 or 2304" in wrong.text
     assert not (mine.run_folder / "pretrain" / "summary.json").exists()
 

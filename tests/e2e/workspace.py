@@ -118,6 +118,13 @@ class Workspace:
         return {str(path): path.stat().st_mtime_ns for path in self.folder.rglob("*") if path.is_file()}
 
 
+def keep_only(workspace: Workspace, *stages: str) -> None:
+    """Leave only these recipes in the folder."""
+    for path in (workspace.folder / TINY).glob("*.yaml"):
+        if path.stem not in stages:
+            path.unlink()
+
+
 def kill(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Kill a command and all it started, as an out-of-memory killer would; what it had printed."""
     with suppress(ProcessLookupError):

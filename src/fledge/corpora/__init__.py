@@ -5,7 +5,6 @@ A corpus module offers
 - `build(output_dir: Path, from_file: Path | None = None) -> dict[str, Any]`: writes the parquet files and the card,
   returns the counts;
 - `judge(request: dict[str, Any], answer: str) -> float`: how well an answer fits a request, 0.0 to 1.0 (perfect);
-- `quality(request: dict[str, Any], answer: str) -> float`: how good it is among those that fit, for preference pairs;
 - `document_prompt(request) -> str` and `document_answer(continuation: str) -> str`: the same question to a base model;
 - `lines(body: str) -> list[str]` and `COPIED_LINE_LENGTH`: what counts as copied from the training text.
 """

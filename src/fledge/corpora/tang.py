@@ -26,9 +26,6 @@ SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"
 
 HELDOUT_SHARE = 0.03
 REQUESTS_PER_FORM = 200
-REPETITION_FAULT = 0.01
-"""What a repeated character costs in `quality`."""
-
 COPIED_LINE_LENGTH = 7
 """Characters of a line that counts as copied when it stands in the training text: shorter ones recur by chance."""
 
@@ -60,16 +57,6 @@ def judge(request: dict[str, Any], answer: str) -> float:
     if "form" not in request:
         raise ValueError(f'the request has no "form"; it has {", ".join(request) or "nothing"}')
     return check_form(request["form"], answer).score
-
-
-def quality(request: dict[str, Any], answer: str) -> float:
-    """`judge`, less a little for every character that comes back: 0.0 to 1.0, and above 0.9 only in perfect form.
-
-    Regulated verse does not use a character twice (重字); one doubled on the spot (萋萋) is no fault.
-    """
-    characters = re.sub(r"(.)\1", r"\1", "".join(lines(answer)))
-    repeated = len(characters) - len(set(characters))
-    return judge(request, answer) * (1 - min(0.1, REPETITION_FAULT * repeated))
 
 
 def document_prompt(request: dict[str, Any]) -> str:

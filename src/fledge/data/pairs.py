@@ -18,7 +18,7 @@ FEATURES = datasets.Features(
         "rejected_score": datasets.Value("float32"),
     }
 )
-"""`made` says how the rejected answer came about, `rejected_score` how good the corpus finds it, 0 to 1."""
+"""`made` says how the rejected answer came about, `rejected_score` what the judge gave it, 0 to 1."""
 
 
 def write_pairs(path: Path, pairs: Sequence[dict[str, Any]]) -> None:

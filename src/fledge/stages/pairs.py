@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def main(recipe: Recipe) -> None:
     """Sample from the model, judge, pair up; `made` in each row says how its rejected answer came about."""
     keys = recipe.own(PairsArguments)
-    quality = load_corpus(keys.judge).quality
+    judge = load_corpus(keys.judge).judge
     record = Record(recipe)
     requests = [row.values for row in read_rows(keys.datasets) if row.values["reference"]]
     random.Random(keys.seed).shuffle(requests)
@@ -35,7 +35,7 @@ def main(recipe: Recipe) -> None:
 
     sampled = requests[: keys.num_requests]
     answers = sample_answers(keys, sampled)
-    pairs, unfit = on_policy_pairs(sampled, answers, quality, wanted["on_policy"])
+    pairs, unfit = on_policy_pairs(sampled, answers, judge, wanted["on_policy"])
     if len(pairs) < wanted["on_policy"]:
         logger.warning(
             "%d of %d answers scored below the real ones where %d were wanted; pairs of a wrong form take their place",
@@ -70,13 +70,13 @@ def sample_answers(keys: PairsArguments, requests: list[dict[str, Any]]) -> list
 
 
 def on_policy_pairs(
-    requests: list[dict[str, Any]], answers: list[str], quality: Callable[[dict[str, Any], str], float], most: int
+    requests: list[dict[str, Any]], answers: list[str], judge: Callable[[dict[str, Any], str], float], most: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pairs whose rejected answer the model wrote and scored below the real one, and the requests that gave none."""
     pairs, unfit = [], []
     for request, answer in zip(requests, answers, strict=True):
-        score = quality(request, answer)
-        if answer and score < quality(request, request["reference"]) and len(pairs) < most:
+        score = judge(request, answer)
+        if answer and score < judge(request, request["reference"]) and len(pairs) < most:
             pairs.append(pair(request, answer, "on_policy", score))
         else:
             unfit.append(request)
