@@ -45,6 +45,8 @@ torch_compile: auto
     "evaluate": """models: {sft: runs/sft}
 train_documents: [{path: a.parquet}]
 heldout_documents: [{path: b.parquet}]
+heldout_chats: [{path: e.parquet}]
+reference: sft
 requests: [{path: c.parquet}]
 judge: tang
 pairs: runs/pairs

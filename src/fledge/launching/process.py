@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import yaml
 
 from fledge.recipe import Recipe
 
@@ -36,6 +37,7 @@ class Outcome:
 def launch(recipe: Recipe, layout: Path) -> Outcome:
     """Run `accelerate launch --config_file LAYOUT -m fledge STAGE RECIPE` to its end."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    command += ["--num_cpu_threads_per_process", str(threads(layout))]  # accelerate warns if it has to guess
     command += ["--config_file", str(layout), "-m", "fledge", recipe.stage, str(recipe.path)]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
@@ -53,6 +55,14 @@ def launch(recipe: Recipe, layout: Path) -> Outcome:
         if code and code_file.is_file():
             code = int(code_file.read_text())
     return Outcome(code, watch.peak / 1e9)
+
+
+def threads(layout: Path) -> int:
+    """OMP_NUM_THREADS if it is set; on a CPU layout each process's share of the cores, elsewhere 1."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return int(os.environ["OMP_NUM_THREADS"])
+    placement = yaml.safe_load(layout.read_text(encoding="utf-8"))
+    return max(1, os.cpu_count() // placement["num_processes"]) if placement.get("use_cpu") else 1
 
 
 class _Memory:
