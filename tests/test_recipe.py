@@ -85,7 +85,7 @@ FAULTS = [
     ("sft", "logging_steps:", "logging_steps: expected a number, not null; give a value or delete the key"),
     ("sft", "lr_scheduler_kwargs: cosine", 'lr_scheduler_kwargs: expected a mapping, not "cosine"'),
     ("corpus", "from_file: 12", "from_file: expected text, not 12; put it in quotes"),
-    ("evaluate", "heldout_chats: a.parquet", 'heldout_chats: expected a list, not "a.parquet"'),
+    ("evaluate", "base_models: sft", 'base_models: expected a list, not "sft"'),
     ("sft", "learning_rate: .nan", "learning_rate: nan is not a finite number"),
     ("sft", "learning_rate: -.inf", "learning_rate: -inf is not a finite number"),
     ("sft", "learning_rate: -1", "learning_rate: must be at least 0, not -1"),
