@@ -17,7 +17,7 @@ from fledge.evaluation.likelihood import bits, log_likelihoods, preference_margi
 from fledge.evaluation.measures import answer_measures, distinct_2
 from fledge.evaluation.trigram import END, START, Trigram, bits_per_character
 from fledge.model.modeling_fledge import FledgeForCausalLM
-from fledge.stages.pairs import on_policy_pairs, wrong_form_pairs
+from fledge.stages.pairs import balanced, on_policy_pairs, wrong_form_pairs
 
 
 Make = Callable[..., FledgeForCausalLM]
@@ -256,12 +256,26 @@ REQUESTS = [request(form, number) for number in range(4) for form in ("a", "b", 
 def test_on_policy_pairs_are_worse_than_the_real_answer() -> None:
     scores = {"good": 0.9, "bad": 0.25, "": 0.0}
     answers = ["good", "bad", "", "bad", "bad"]
-    pairs, unfit = on_policy_pairs(REQUESTS[:5], answers, lambda _, answer: scores.get(answer, 0.9), most=2)
-    assert [pair["prompt"] for pair in pairs] == [REQUESTS[1]["prompt"], REQUESTS[3]["prompt"]]
-    assert unfit == [REQUESTS[0], REQUESTS[2], REQUESTS[4]]
+    pairs, unfit = on_policy_pairs(REQUESTS[:5], answers, lambda _, answer: scores.get(answer, 0.9))
+    assert [pair["prompt"] for pair in pairs] == [REQUESTS[index]["prompt"] for index in (1, 3, 4)]
+    assert unfit == [REQUESTS[0], REQUESTS[2]]
     assert pairs[0]["chosen"] == [{"role": "assistant", "content": "b poem 0"}]
     assert pairs[0]["rejected"] == [{"role": "assistant", "content": "bad"}]
     assert (pairs[0]["made"], pairs[0]["rejected_score"]) == ("on_policy", 0.25)
+
+
+def test_balanced_pairs_prefer_no_length() -> None:
+    answers = [
+        "much too long an answer",
+        "",
+        "short",
+        "b poem 9",
+        "another that is too long",
+        "longer than the real one",
+    ]
+    pairs, _ = on_policy_pairs(REQUESTS[:6], answers, lambda _, answer: float(answer.endswith(tuple("0123"))))
+    kept = [pair["rejected"][0]["content"] for pair in balanced(pairs)]
+    assert kept == ["much too long an answer", "short", "b poem 9"]
 
 
 def test_wrong_form_pairs_reject_a_real_poem_of_another_form() -> None:

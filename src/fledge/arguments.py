@@ -125,6 +125,11 @@ class PairsArguments:
     on_policy_ratio: float = key(
         "Share of pairs whose rejected answer the model itself wrote.", 0.5, minimum=0, maximum=1
     )
+    balance_lengths: bool = key(
+        "Take as many of the model's own answers that are longer than the real one as shorter ones; a preference for "
+        "one length is what DPO learns first, and overdoes.",
+        False,
+    )
     heldout_ratio: float = key("Share of requests kept for the held-out pairs.", 0.1, exclusiveMinimum=0, maximum=0.5)
     num_requests: int = key("Requests the model answers; its failures become the rejected side.", 1000, minimum=0)
     temperature: float = key("Sampling temperature.", 1.0, exclusiveMinimum=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
+from fledge.launching import EXIT_CODE_FILE
 
 
 STAGES = {
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         # Every process of a launch finds the same mistake; one of them says so.
         if os.environ.get("RANK", "0") == "0":
             print(f"fledge: {error}", file=sys.stderr)
-            if code_file := os.environ.get("FLEDGE_EXIT_CODE_FILE"):  # accelerate's launcher makes every code a 1
+            if code_file := os.environ.get(EXIT_CODE_FILE):
                 Path(code_file).write_text("2")
         return 2
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Sample answers in batches."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fledge.machine import on_cpu
+from fledge.machine import choose_bf16, on_cpu
 from fledge.model import register
 
 
@@ -52,11 +53,16 @@ def sample(
 ) -> list[Answer]:
     """One answer for each prompt, a text with its special tokens in it, in the order of the prompts.
 
-    Plain sampling at `temperature` from the whole distribution. Unlike `generate`, it lets go of finished answers, and
+    Plain sampling at `temperature` from the whole distribution, in bfloat16 where the machine multiplies in it, as in
+    training. Unlike `generate`, it lets go of finished answers, and
     draws one number a row where multinomial draws one for every entry of the vocabulary: on a CPU that is most of the
     time of a small model.
     """
+    if model.generation_config.eos_token_id is None:
+        raise ValueError(f"{model.name_or_path}: generation_config.json names no eos_token_id: it would never stop")
     stops = torch.tensor(_as_list(model.generation_config.eos_token_id), device=model.device)
+    if choose_bf16("auto"):
+        model = copy.deepcopy(model).bfloat16()  # a copy: likelihoods are taken from the float32 weights
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: less padding
     answers: dict[int, Answer] = {}
     generator = torch.Generator(model.device).manual_seed(seed)

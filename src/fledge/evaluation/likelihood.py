@@ -33,16 +33,15 @@ def log_likelihoods(
             labels[row, :used] = torch.tensor(document.labels)
             attention_mask[row, :used] = 1
         device = model.device
-        logits = model(
+        hidden = model.base_model(
             input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
-        ).logits
-        losses = cross_entropy(
-            logits[:, :-1].float().transpose(1, 2),
-            labels[:, 1:].to(device),
-            ignore_index=IGNORED,
-            reduction="none",
-        )
-        for index, total in zip(indices, losses.sum(-1).tolist(), strict=True):
+        ).last_hidden_state
+        labels = labels[:, 1:].to(device)
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)  # only where there is a label: logits are large
+        logits = model.get_output_embeddings()(hidden[rows, columns])
+        losses = cross_entropy(logits.float(), labels[rows, columns], reduction="none")
+        totals = torch.zeros(len(indices), device=device).index_add_(0, rows, losses)
+        for index, total in zip(indices, totals.tolist(), strict=True):
             result[index] = -total
     return result
 

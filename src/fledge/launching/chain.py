@@ -1,4 +1,4 @@
-"""`fledge run`: every stage of a folder in order, each through accelerate launch; what is done is not done again."""
+"""`fledge run`: every stage of a folder in order, each in a process of its own; what is done is not done again."""
 
 import os
 import platform
@@ -78,16 +78,24 @@ def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) 
     if folder.exists() and not interrupted:
         set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"fingerprint": wanted, "spent": state.get("spent", 0.0) if interrupted else 0.0}
-    write_json(folder / STATE, state)
     began = time.time()
+    state = {"fingerprint": wanted, "spent": spent_before(folder, state) if interrupted else 0.0, "began": began}
+    write_json(folder / STATE, state)
     outcome = launch(recipe, layout)
-    state["spent"] = round(state["spent"] + time.time() - began, 2)
+    state["spent"] = round(state["spent"] + time.time() - state.pop("began"), 2)
     if outcome.exit_code == 0:
         state |= {"seconds": state.pop("spent"), "peak_memory_gb": round(outcome.peak_memory_gb, 3)}
         state["files"] = result_files(folder)
     write_json(folder / STATE, state)
     return state, outcome.exit_code
+
+
+def spent_before(folder: Path, state: dict[str, Any]) -> float:
+    """Seconds of the earlier attempts; of one that was killed together with the chain, up to its last written file."""
+    killed = 0.0
+    if "began" in state:
+        killed = max(path.stat().st_mtime for path in folder.rglob("*")) - state["began"]
+    return state["spent"] + max(killed, 0.0)
 
 
 def set_aside(folder: Path) -> None:

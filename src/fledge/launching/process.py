@@ -1,4 +1,4 @@
-"""Start one stage through accelerate launch, and watch its memory."""
+"""Start one stage, through accelerate launch where it uses the layout's devices, and watch its memory."""
 
 import os
 import subprocess
@@ -13,9 +13,11 @@ import yaml
 
 from fledge.recipe import Recipe
 
+from . import EXIT_CODE_FILE
 
-EXIT_CODE_FILE = "FLEDGE_EXIT_CODE_FILE"
-"""Environment variable: where a stage leaves its exit code, which accelerate's launcher turns into 1."""
+
+WITHOUT_DEVICES = ("corpus", "tokenizer", "prepare", "export")
+"""Stages that run outside any process group, whatever the layout: data is made once, not once a device."""
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -35,10 +37,13 @@ class Outcome:
 
 
 def launch(recipe: Recipe, layout: Path) -> Outcome:
-    """Run `accelerate launch --config_file LAYOUT -m fledge STAGE RECIPE` to its end."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
-    command += ["--num_cpu_threads_per_process", str(threads(layout))]  # accelerate warns if it has to guess
-    command += ["--config_file", str(layout), "-m", "fledge", recipe.stage, str(recipe.path)]
+    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE` to its end."""
+    command = [sys.executable]
+    if recipe.stage not in WITHOUT_DEVICES:
+        command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+        command += ["--num_cpu_threads_per_process", str(threads(layout))]  # accelerate warns if it has to guess
+        command += ["--config_file", str(layout)]
+    command += ["-m", "fledge", recipe.stage, str(recipe.path)]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment = {**ALLOCATOR, **os.environ, EXIT_CODE_FILE: str(code_file)}

@@ -26,7 +26,12 @@ def main(recipe: Recipe) -> None:
     keys = recipe.own(PairsArguments)
     judge = load_corpus(keys.judge).judge
     record = Record(recipe)
-    requests = [row.values for row in read_rows(keys.datasets) if row.values["reference"]]
+    given = [row.values for row in read_rows(keys.datasets)]
+    requests = [request for request in given if request["reference"]]
+    if len(requests) < len(given):
+        logger.warning(
+            "%d of %d requests have no real answer and make no pair", len(given) - len(requests), len(given)
+        )
     random.Random(keys.seed).shuffle(requests)
     wanted = {"on_policy": round(keys.num_pairs * keys.on_policy_ratio)}
     wanted["wrong_form"] = keys.num_pairs - wanted["on_policy"]
@@ -35,12 +40,15 @@ def main(recipe: Recipe) -> None:
 
     sampled = requests[: keys.num_requests]
     answers = sample_answers(keys, sampled)
-    pairs, unfit = on_policy_pairs(sampled, answers, judge, wanted["on_policy"])
+    pairs, unfit = on_policy_pairs(sampled, answers, judge)
+    logger.info("%d of %d answers scored below the real ones", len(pairs), len(answers))
+    if keys.balance_lengths:
+        pairs = balanced(pairs)
+    pairs = pairs[: wanted["on_policy"]]
     if len(pairs) < wanted["on_policy"]:
         logger.warning(
-            "%d of %d answers scored below the real ones where %d were wanted; pairs of a wrong form take their place",
+            "%d pairs of the model's own answers where %d were wanted; pairs of a wrong form take their place",
             len(pairs),
-            len(answers),
             wanted["on_policy"],
         )
     pairs += wrong_form_pairs(requests[keys.num_requests :] + unfit, requests, keys.num_pairs - len(pairs), keys.seed)
@@ -70,17 +78,36 @@ def sample_answers(keys: PairsArguments, requests: list[dict[str, Any]]) -> list
 
 
 def on_policy_pairs(
-    requests: list[dict[str, Any]], answers: list[str], judge: Callable[[dict[str, Any], str], float], most: int
+    requests: list[dict[str, Any]], answers: list[str], judge: Callable[[dict[str, Any], str], float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pairs whose rejected answer the model wrote and scored below the real one, and the requests that gave none."""
     pairs, unfit = [], []
     for request, answer in zip(requests, answers, strict=True):
         score = judge(request, answer)
-        if answer and score < judge(request, request["reference"]) and len(pairs) < most:
+        if answer and score < judge(request, request["reference"]):
             pairs.append(pair(request, answer, "on_policy", score))
         else:
             unfit.append(request)
     return pairs, unfit
+
+
+def balanced(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many pairs whose rejected answer is longer than the chosen one as pairs whose is shorter, and all others."""
+    by_sign: dict[int, list[dict[str, Any]]] = {1: [], 0: [], -1: []}
+    for row in pairs:
+        difference = len(row["rejected"][-1]["content"]) - len(row["chosen"][-1]["content"])
+        by_sign[(difference > 0) - (difference < 0)].append(row)
+    longer, same, shorter = by_sign.values()
+    each = min(len(longer), len(shorter))
+    logger.info(
+        "%d are longer than the real one, %d shorter: %d of each are used, and %d as long",
+        len(longer),
+        len(shorter),
+        each,
+        len(same),
+    )
+    chosen = [row for both in zip(longer, shorter, strict=False) for row in both]
+    return chosen + same
 
 
 def wrong_form_pairs(

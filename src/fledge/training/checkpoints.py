@@ -23,11 +23,21 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         missing += [] if list(folder.glob("*.safetensors")) else ["model.safetensors"]
         # DeepSpeed keeps its optimizer in a folder of its own.
         missing += [] if (folder / "optimizer.pt").is_file() or list(folder.glob("global_step*")) else ["optimizer.pt"]
+        if not missing and not _is_json(folder / "trainer_state.json"):
+            missing = ["the end of trainer_state.json"]
         if step and missing:
             logger.warning("%s is incomplete (%s missing) and is passed over", folder, ", ".join(missing))
         elif step:
             found.append((int(step[1]), folder))
     return max(found)[1] if found else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except ValueError:
+        return False
+    return True
 
 
 UNIMPORTANT = re.compile(

@@ -73,8 +73,8 @@ class CpuLogProbFunction(torch.autograd.Function):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         statistics = _compiled.get("statistics", _tile_statistics)
         count = len(hidden)
-        if _compiled:  # whole tiles only: one shape, one compilation
-            missing = -count % TILE_TOKENS
+        if _compiled:  # whole tiles only, one at least: one shape, one compilation
+            missing = max(TILE_TOKENS - count, -count % TILE_TOKENS)
             hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
         tiles = [
             statistics(hidden[start : start + TILE_TOKENS] @ weight.t(), targets[start : start + TILE_TOKENS])
@@ -106,7 +106,12 @@ class CpuLogProbFunction(torch.autograd.Function):
 
 
 def install() -> None:
-    """Make TRL's fused head use this function for tensors on a CPU. Only for processes that train on a CPU."""
+    """Make TRL's fused head use this function for tensors on a CPU. Only for processes that train on a CPU.
+
+    TRL leaves tokens without a label out where it has Triton only, because elsewhere a changing number of tokens means
+    a new compilation; whole tiles do not mind, and in fine-tuning nearly half the tokens have no label.
+    """
     import trl.trainer.utils
 
     trl.trainer.utils._ChunkedLogProbFunction = CpuLogProbFunction
+    trl.trainer.utils._use_triton = lambda device: True
