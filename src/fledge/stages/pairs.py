@@ -106,8 +106,7 @@ def balanced(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         each,
         len(same),
     )
-    chosen = [row for both in zip(longer, shorter, strict=False) for row in both]
-    return chosen + same
+    return longer[:each] + shorter[:each] + same
 
 
 def wrong_form_pairs(
