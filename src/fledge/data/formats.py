@@ -147,7 +147,9 @@ def _preference(values: Values, system: str | None, asked: str | None, context: 
     """Splits off the prompt where the two sides hold it: the turns they begin with alike, the last never."""
     request = _request(values, asked, context) if asked else []
     prompt = _dialogue(request, "user")
-    chosen, rejected = (_dialogue(values.get(side), "assistant") for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        None if (said := values.get(side)) is None else _dialogue(said, "assistant") for side in ("chosen", "rejected")
+    )
     stated = isinstance(request, list)  # then only a side that repeats the prompt is more than an answer
     if _whole(chosen) and _whole(rejected) and not (stated and chosen[: len(prompt)] != prompt):
         shared = _shared(chosen, rejected)
