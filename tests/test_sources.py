@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def test_blank_lines_of_json_hold_no_row_but_count_as_lines(tmp_path: Path) -> N
     path.write_bytes(b'{"text": "a"}\n\n  \n{"text": "b"}')
     assert [(row.values["text"], row.place) for row in source(path).split(1)[0].rows()] == [("a", f"{path}:1")]
     assert [row.place for part in source(path).split(2) for row in part.rows()] == [f"{path}:1", f"{path}:4"]
+
+
+def test_a_large_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [{"text": rng.randbytes(2000).hex()} for _ in range(5000)]  # 20 MB that do not compress away
+    one_group(tmp_path / "a.parquet", rows)
+    part, *_ = source(tmp_path / "a.parquet").split(100_000)
+    reading = part.rows()
+    assert next(reading).values == rows[0]
+    assert pyarrow.total_allocated_bytes() < 6e6
+    assert sum(1 for _ in reading) == 4999
 
 
 # --- what cannot be read

@@ -114,7 +114,10 @@ def _format(shape: str, used: list[str], columns: Sequence[str], convert: Callab
 
 
 def _without(unwanted: frozenset[str], convert: Callable[[Values], Values], values: Values) -> Values:
-    return {name: value for name, value in convert(values).items() if name not in unwanted}
+    converted = dict(convert(values))
+    for name in unwanted:
+        converted.pop(name, None)
+    return converted
 
 
 # --- one row
@@ -191,17 +194,19 @@ def _dialogue(value: Any, role: str) -> list[Any]:
 
 def _chat(turns: Any) -> Any:
     """ShareGPT's from/value as role/content; pairs of input/output (Capybara) as two messages."""
-    if not isinstance(turns, list) or not any(isinstance(turn, dict) and "role" not in turn for turn in turns):
+    if not isinstance(turns, list):
         return turns
-    messages = []
     for turn in turns:
-        if not isinstance(turn, dict) or "role" in turn:
-            messages.append(turn)
-        elif "input" in turn and "output" in turn:
-            messages.append({"role": "user", "content": turn["input"]})
-            messages.append({"role": "assistant", "content": turn["output"]})
-        else:
-            speaker = turn.get("from")
-            role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
-            messages.append({"role": role, "content": turn.get("value")})
-    return messages
+        if isinstance(turn, dict) and "role" not in turn:
+            return [message for turn in turns for message in _messages(turn)]
+    return turns
+
+
+def _messages(turn: Any) -> list[Any]:
+    if not isinstance(turn, dict) or "role" in turn:
+        return [turn]
+    if "input" in turn and "output" in turn:
+        return [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
+    speaker = turn.get("from")
+    role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    return [{"role": role, "content": turn.get("value")}]

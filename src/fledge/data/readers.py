@@ -80,7 +80,8 @@ def _cut_parquet(path: str, rows: int) -> list[Span]:
 
 
 def _read_parquet(path: str, span: Span, columns: Sequence[str] | None) -> Numbered:
-    with _whole(path, "parquet"), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+    # Without pre_buffer=False a whole row group is fetched at once, which may be the whole file.
+    with _whole(path, "parquet"), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         _check_columns(path, file.schema_arrow.names, columns)
         groups, first, at = [], 0, 0
         for index in range(file.num_row_groups):
