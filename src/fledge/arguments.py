@@ -22,8 +22,27 @@ def key(help: str, default: Any = ..., **bounds: float) -> Any:
 class DatasetEntry:
     """One entry of a `datasets:` list."""
 
-    path: str = key("A parquet or JSON-lines file.")
+    path: str = key(
+        "A file (.parquet, .jsonl, .json, .txt with a document a line, .arrow), a glob, a folder of files or one that "
+        "save_to_disk wrote, or a hub id, owner/name."
+    )
     name: str | None = key("What the source is called in counts and reports; the path if left out.", None)
+    split: str | None = key("The split of a folder or of a hub id; of a hub id `train` if left out.", None)
+    subset: str | None = key("The subset (configuration) of a hub id, such as sample-10BT.", None)
+    columns: dict[str, str] = key(
+        "Columns to read, new name: name in the file, as in {text: content}; all of them if left out.", {}
+    )
+    filter: dict[str, Any] = key(
+        "Rows to read, column: value or list of values; a dot leads into a struct or into JSON, as in "
+        "{meta.redpajama_set_name: RedPajamaArXiv}.",
+        {},
+    )
+    weight: float | None = key(
+        "Share of the mixture's tokens. Sources without one are read once and share what the weights leave.",
+        None,
+        exclusiveMinimum=0,
+        maximum=1,
+    )
 
 
 @dataclass(kw_only=True)
@@ -69,6 +88,12 @@ class PrepareArguments:
     faulty: Literal["drop", "fail"] = key(
         "A row with nothing to learn (empty text, no assistant turn, an empty answer): drop it, or fail. Counted.",
         "fail",
+    )
+    max_repeats: float = key(
+        "How often a source may be read to meet its weight. Up to about four times, repeated text teaches nearly what "
+        "new text would (Muennighoff et al. 2023, Scaling data-constrained language models).",
+        4.0,
+        minimum=1,
     )
     seed: int = key("Seed of the order of documents.", 0, minimum=0)
 
