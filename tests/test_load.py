@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 from transformers import __version__ as VERSION
 
-from fledge.data.load import load_model, load_tokenizer
+from fledge.data.load import load_model, load_tokenizer, read_template
 from fledge.evaluation.generate import load
 from fledge.model.modeling_fledge import FledgeForCausalLM
 
@@ -37,9 +37,7 @@ def test_a_stages_folder_loads_as_it_was_saved(folder: Path, make_model: Callabl
     assert model.config.name_or_path == str(folder)  # TRL loads the reference from there
     for name, weight in make_model().state_dict().items():
         assert torch.equal(model.state_dict()[name], weight)
-    assert (
-        load_tokenizer(str(folder), KEY)("月")["input_ids"] == load_tokenizer(folder, "tokenizer")("月")["input_ids"]
-    )
+    assert load_tokenizer(str(folder), KEY).get_vocab() == load_tokenizer(folder, "tokenizer").get_vocab()
 
 
 def test_sharded_weights_load(folder: Path, make_model: Callable[..., FledgeForCausalLM]) -> None:
@@ -151,6 +149,7 @@ def refused(loader: Callable[[Path, str], Any], folder: Path, message: str) -> N
         loader(folder, KEY)
     text = str(raised.value)
     assert text.startswith(f"{KEY}: {folder}: {message}")
+    print(text)
     assert "\n" not in text and "; " in text
 
 
@@ -206,3 +205,11 @@ def test_a_hub_id_is_fetched_without_code_and_pickles(
         {"name": "someone/model", "allow_patterns": small, "ignore_patterns": "*/*"},
         {"name": "someone/model", "allow_patterns": [*small, "*.safetensors"], "ignore_patterns": "*/*"},
     ]
+
+
+def test_a_missing_template(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    for name, reason in (("none.jinja", "No such file or directory"), ("bytes", "not UTF-8 text")):
+        with pytest.raises(ValueError) as raised:
+            read_template(tmp_path / name, "chat_template")
+        assert str(raised.value).startswith(f"chat_template: {tmp_path / name}: {reason}; name one of")

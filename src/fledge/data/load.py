@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import (
@@ -31,6 +31,19 @@ WRITERS = {"tokenizer": ("tokenizer",), "model_name_or_path": MODEL_WRITERS, "mo
 """The stages whose folders a recipe key names."""
 
 
+def read_template(path: str | Path, key: str) -> str:
+    """The text of a chat template.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else than text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ValueError(f"{key}: {path}: {reason}; name one of the .jinja files of chat_templates/") from None
+
+
 def load_tokenizer(folder: str | Path, key: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, or of a hub id.
 
@@ -52,11 +65,11 @@ def load_tokenizer(folder: str | Path, key: str) -> PreTrainedTokenizerBase:
     try:
         Tokenizer.from_file(str(local / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{place}: tokenizer.json is no tokenizer: {_first_line(error)}{fix}") from None
+        raise ValueError(f"{place}: tokenizer.json is no tokenizer: {_reason(error)}{fix}") from None
     try:
         return AutoTokenizer.from_pretrained(local, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place}: the tokenizer cannot be loaded: {_first_line(error)}{fix}") from None
+        raise ValueError(f"{place}: the tokenizer cannot be loaded: {_reason(error)}{fix}") from None
 
 
 def load_model(folder: str | Path, key: str, attn_implementation: str | None = None) -> PreTrainedModel:
@@ -96,8 +109,8 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{place}: the model cannot be loaded: {_first_line(error)}{fix}") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
+        raise ValueError(f"{place}: the model cannot be loaded: {_reason(error)}{fix}") from None
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{place}: the weights lack {len(missing)} tensors that config.json asks for, such as {missing[0]}, and "
@@ -120,7 +133,7 @@ def _local(folder: str | Path, key: str, wanted: tuple[str, ...]) -> Path:
         return Path(snapshot_download(str(folder), allow_patterns=list(wanted), ignore_patterns="*/*"))
     except (OSError, HFValidationError) as error:
         raise ValueError(
-            f"{key}: {folder}: no such folder here, and the model hub does not give it ({_first_line(error)}); "
+            f"{key}: {folder}: no such folder here, and the model hub does not give it ({_reason(error)}); "
             f"correct the name, download it while online, or {_remedy(folder, key)}"
         ) from None
 
@@ -163,8 +176,10 @@ def _check_weights(folder: Path, place: str, fix: str) -> None:
             with safe_open(path, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(f"{place}: {name} is not whole: {_first_line(error)}{fix}") from None
+            raise ValueError(f"{place}: {name} is not whole: {_reason(error)}{fix}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """The first two lines of a library's message, as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

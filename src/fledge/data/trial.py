@@ -5,6 +5,7 @@ for hours and 'a' * 10**12 fills the memory, so a template is first tried where 
 """
 
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -25,10 +26,10 @@ def trial(template: str, conversations: list[list[dict[str, str]]], variables: d
     """
     task = json.dumps({"template": template, "conversations": conversations, "variables": variables})
     done = subprocess.run([sys.executable, "-P", __file__], input=task, capture_output=True, encoding="utf-8")
-    if done.returncode < 0:
+    if done.returncode == -signal.SIGXCPU:
         return f"takes more than {CPU_SECONDS} s to render a few short messages"
     if done.returncode:
-        return f"cannot be rendered: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        return f"cannot be rendered: {(done.stderr.strip().splitlines() or [f'it ended with {done.returncode}'])[-1]}"
     return None
 
 
@@ -67,10 +68,11 @@ def _child() -> None:
         )
         environment.globals |= {"raise_exception": raise_exception, "strftime_now": datetime.now().strftime}
         template = environment.from_string(task["template"])
+        variables = {"tools": None, "documents": None, **task["variables"]}
         for index, messages in enumerate(task["conversations"]):
             with suppress(*[TemplateError] * bool(index)):
                 for prompt in (False, True):
-                    text = template.render(messages=messages, add_generation_prompt=prompt, **task["variables"])
+                    text = template.render(messages=messages, add_generation_prompt=prompt, **variables)
                     if len(text) > OUTPUT_CHARACTERS:
                         sys.exit(f"a few short messages become {len(text)} characters")
     except MemoryError:
