@@ -4,13 +4,13 @@ fledge tokenizer recipes/tang-poems/tokenizer.yaml
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from fledge.arguments import TokenizerArguments
 from fledge.data.checks import check_tokenizer
+from fledge.data.load import read_template
 from fledge.data.sources import read_rows
 from fledge.recipe import Recipe
 from fledge.results.record import Record
@@ -19,6 +19,7 @@ from fledge.results.record import Record
 def main(recipe: Recipe) -> None:
     """Learn the vocabulary from the recipe's files and save a tokenizer that transformers loads by itself."""
     keys = recipe.own(TokenizerArguments)
+    template = read_template(keys.chat_template, "chat_template")
     record = Record(recipe)
     special = list(dict.fromkeys([keys.pad_token, keys.bos_token, keys.eos_token, *keys.special_tokens]))
 
@@ -47,7 +48,7 @@ def main(recipe: Recipe) -> None:
         clean_up_tokenization_spaces=False,
         padding_side="left",  # generation continues the right end of a batch
     )
-    tokenizer.chat_template = Path(keys.chat_template).read_text(encoding="utf-8")
+    tokenizer.chat_template = template
     check_tokenizer(tokenizer)
     tokenizer.save_pretrained(recipe.output_dir)
 
