@@ -156,7 +156,7 @@ def test_interrupted_work_goes_on_at_the_shard(
     made.clear()
     assert mixed("cut", num_proc=1) == whole and len(made) == 1
     made.clear()
-    mixed("cut", num_proc=1, packing_strategy="best-fit", overlong="split", seed=5)  # no shard depends on these two
+    mixed("cut", num_proc=1, seed=5, repeats="drop", max_overlong_ratio=0.5)  # no shard depends on these
     assert not made
     mixed("cut", num_proc=1, max_length=LENGTH + 1)
     assert len(made) == 14
@@ -284,8 +284,8 @@ def test_an_overlong_conversation_is_refused(tokenizer: PreTrainedTokenizerBase,
 
 
 def test_too_many_overlong_rows_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = [*chats(18), ENDLESS, ENDLESS]
-    keys = {"max_length": 64, "overlong": "truncate"}
+    rows = [*chats(18), conversation("Say it", "x" * 150), conversation("Say it", "y" * 150)]
+    keys = {"max_length": 128, "overlong": "truncate"}
     with pytest.raises(
         ValueError, match=r"train: 2 of 20 rows \(10\.00%\) are longer .* max_overlong_ratio is 5\.00%"
     ):
@@ -331,9 +331,8 @@ def test_repeats_follow_their_policy(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setattr(work, "ROWS_PER_SHARD", 4)
-    words = [f"w{i}" for i in range(60)]
-    again = words if key == "repeats" else [*words[:-1], "end"]
-    rows = [*texts(6), {"text": " ".join(words)}, *texts(6, seed=3), {"text": " ".join(again)}]
+    rows = [{"text": " ".join(f"{letter}{number}" for number in range(60))} for letter in "abcdefghijklmn"]
+    rows[13] = rows[6] if key == "repeats" else {"text": rows[6]["text"] + " end"}
     kind = "repeats an earlier row" if key == "repeats" else "nearly repeats an earlier row"
     with pytest.raises(ValueError, match=rf"rows\.jsonl:14: {kind}: .*rows\.jsonl:7; .*`{key}: drop`"):
         prepared(tmp_path, tokenizer, rows, max_length=LENGTH, **{key: "fail"})
@@ -396,7 +395,10 @@ def test_slurm_gets_two_scripts_without_a_pickle(
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text('#!/bin/sh\necho "$@" >> "$0.log"\necho Submitted batch job 42\n')
-    sbatch.chmod(0o755)
+    scontrol = sbatch.with_name("scontrol")
+    scontrol.write_text("#!/bin/sh\necho node1\n")
+    for program in (sbatch, scontrol):
+        program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(FileNotFoundError):
         mixed("out", **stated)  # submitted, and no manifest yet
@@ -417,6 +419,7 @@ def test_slurm_gets_two_scripts_without_a_pickle(
         assert [line.strip() for line in script.splitlines() if line.strip()] == expected
         subprocess.run(["bash", "-n", folder / f"{name}.slurm"], check=True)
 
+    monkeypatch.setenv("SLURM_NODELIST", "node1")
     for task in range(3):  # what the jobs do
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
         with pytest.raises(FileNotFoundError):
