@@ -29,8 +29,8 @@ def log_likelihoods(
         for row, index in enumerate(indices):
             document = documents[index]
             used = len(document.input_ids)
-            input_ids[row, :used] = torch.tensor(document.input_ids)
-            labels[row, :used] = torch.tensor(document.labels)
+            input_ids[row, :used] = torch.from_numpy(document.input_ids)
+            labels[row, :used] = torch.from_numpy(document.labels)
             attention_mask[row, :used] = 1
         device = model.device
         hidden = model.base_model(
@@ -76,4 +76,5 @@ def as_documents(
 ) -> list[Document]:
     """Tokenised and masked as for training; a row that does not fit the model's context is an error."""
     tokenise = Tokeniser(tokenizer, model.config.max_position_embeddings)
-    return [document for index, row in enumerate(rows, 1) for document in tokenise.documents(Row(row, f"row {index}"))]
+    places = [Row(row, f"row {index}") for index, row in enumerate(rows, 1)]
+    return [document for documents in tokenise.documents(places) for document in documents]

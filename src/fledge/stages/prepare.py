@@ -2,57 +2,66 @@
 
 fledge prepare recipes/tang-poems/prepare.yaml         # text, for pretrain
 fledge prepare recipes/tang-poems/prepare_sft.yaml     # conversations, for sft
+fledge prepare RECIPE --executor slurm --tasks 64      # shards on many machines, through datatrove
 """
 
-import logging
-import shutil
+import hashlib
+import os
 from typing import Any
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from fledge.arguments import DatasetEntry, PrepareArguments
+from fledge.arguments import PrepareArguments
 from fledge.data.checks import check_tokenizer, fingerprint
-from fledge.data.prepared import MANIFEST, write_manifest, write_split
-from fledge.data.sources import read_rows
-from fledge.data.tokenise import Tokeniser
+from fledge.data.prepared import MANIFEST
+from fledge.data.shards import code_fingerprint, id_type
+from fledge.data.work import Work
+from fledge.files import write_json
 from fledge.recipe import Recipe
-from fledge.results.record import Record
+from fledge.results.record import Record, versions
 
 
-logger = logging.getLogger(__name__)
+LEFT_OUT = ("index", "shards", "places")
+"""What the manifest says of a split that is too long for the stage's summary."""
 
 
 def main(recipe: Recipe) -> None:
-    """Write `train` and, if asked for, `eval` rows under output_dir, then the manifest."""
+    """Make the shards of `train` and, if asked for, `eval`; then index them, and write the manifest last."""
     keys = recipe.own(PrepareArguments)
     record = Record(recipe)
     tokenizer = AutoTokenizer.from_pretrained(keys.tokenizer, trust_remote_code=False)
     check_tokenizer(tokenizer)
     (recipe.output_dir / MANIFEST).unlink(missing_ok=True)
+    num_proc = keys.num_proc or len(os.sched_getaffinity(0))
 
-    manifest: dict[str, Any] = {"max_length": keys.max_length, "tokenizer": fingerprint(tokenizer)}
-    for split, entries in (("train", keys.datasets), ("eval", keys.eval_datasets)):
-        shutil.rmtree(recipe.output_dir / split, ignore_errors=True)
-        if entries:
-            manifest[split] = prepare_split(split, entries, keys, tokenizer, recipe)
-    write_manifest(recipe.output_dir, manifest)
-    record.finish(**{split: manifest[split] for split in ("train", "eval") if split in manifest})
+    works = [
+        Work(split, entries, keys, tokenizer, recipe.output_dir)
+        for split, entries in (("train", keys.datasets), ("eval", keys.eval_datasets))
+        if entries
+    ]
+    if keys.executor:
+        from fledge.data.tasks import run_tasks
 
-
-def prepare_split(
-    split: str, entries: list[DatasetEntry], keys: PrepareArguments, tokenizer: Any, recipe: Recipe
-) -> dict[str, Any]:
-    """Tokenise and pack one split; returns its part of the manifest."""
-    tokenise = Tokeniser(tokenizer, keys.max_length, keys.overlong, keys.faulty)
-    rows = tqdm(read_rows(entries), desc=f"{recipe.name}: {split}", unit=" rows", disable=None)
-    documents = [document for row in rows for document in tokenise.documents(row)]
-    if not sum(document.supervised for document in documents):
-        raise ValueError(
-            f"{split}: no token to learn from is left of {tokenise.counts['rows']} rows: {tokenise.counts}"
-        )
-    for fault, count in tokenise.counts.items():
-        if fault != "rows":
-            logger.warning("%s: %s: %d of %d rows", split, fault, count, tokenise.counts["rows"])
-    written = write_split(recipe.output_dir / split, documents, keys.max_length, keys.seed)
-    return {**written, "counts": dict(tokenise.counts), "sources": [entry.name or entry.path for entry in entries]}
+        if not run_tasks([(work.shards, work.maker) for work in works], keys, recipe, num_proc):
+            return  # Slurm has it now; its last job comes here again without an executor
+    names = list(dict.fromkeys(source.name for work in works for source in work.sources))
+    number_of = {name: number for number, name in enumerate(names)}
+    manifest: dict[str, Any] = {
+        "max_length": keys.max_length,
+        "packing_strategy": keys.packing_strategy,
+        "overlong": keys.overlong,
+        "seed": keys.seed,
+        "id_type": id_type(len(tokenizer)).name,
+        "tokenizer": fingerprint(tokenizer),
+        "chat_template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+        "code": code_fingerprint(),
+        "versions": versions(),
+        "sources": names,
+    }
+    for work in works:
+        manifest[work.split] = work.finish(number_of, num_proc, recipe.name)
+    write_json(recipe.output_dir / MANIFEST, manifest)
+    said = {work.split: manifest[work.split].items() for work in works}
+    record.finish(
+        **{split: {key: value for key, value in items if key not in LEFT_OUT} for split, items in said.items()}
+    )

@@ -10,7 +10,7 @@ from fledge.arguments import SftArguments
 from fledge.data.checks import preflight, require
 from fledge.data.collate import PackedCollator
 from fledge.data.load import load_model, load_tokenizer
-from fledge.data.prepared import load_prepared
+from fledge.data.prepared import as_hugging_face, load_prepared
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
 from fledge.training.run import finish, speed_up, start, train
@@ -39,7 +39,13 @@ def main(recipe: Recipe) -> None:
     # conversations to apply assistant_only_loss to.
     args.assistant_only_loss = False
     args.dataset_kwargs = {"skip_prepare_dataset": True}
-    trainer = SftTrainer(model=model, args=args, train_dataset=rows, eval_dataset=heldout, processing_class=tokenizer)
+    trainer = SftTrainer(
+        model=model,
+        args=args,
+        train_dataset=as_hugging_face(rows),
+        eval_dataset=as_hugging_face(heldout) if heldout else None,
+        processing_class=tokenizer,
+    )
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
     trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)
