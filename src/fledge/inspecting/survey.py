@@ -1,0 +1,161 @@
+"""Everything that is shown of one subject, gathered once for the terminal and for the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fledge.data.prepared import load_prepared
+from fledge.data.tokenise import IGNORED
+
+from . import pairs as preference
+from . import rows as packed
+from .checks import Check, check_pairs, check_rows
+from .find import Subject
+from .leak import MOST_ROWS, LeakTest, leak_test
+from .models import model_of
+from .pairs import Pair, PairFigures
+from .rows import Document, Figures, Row, even
+
+
+STRIPS = 48
+"""Rows drawn as strips."""
+
+CANDIDATES = 200
+"""Rows among which a conversation of several turns is looked for."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row as runs of tokens, for drawing: for each document the runs of (start, stop, carries loss) in the row."""
+
+    documents: list[list[tuple[int, int, bool]]]
+
+
+@dataclass(frozen=True)
+class RowSurvey:
+    """Packed rows. `conversation` is None where the rows are plain text."""
+
+    subject: Subject
+    split: str
+    manifest: dict[str, Any]
+    figures: Figures
+    rows: list[Row]
+    strips: list[Strip]
+    conversation: Document | None
+    template: str
+    stop: str
+    checks: list[Check]
+    leak: LeakTest | None
+
+
+@dataclass(frozen=True)
+class PairSurvey:
+    """Preference pairs."""
+
+    subject: Subject
+    split: str
+    figures: PairFigures
+    pairs: list[Pair]
+    stop: str
+    checks: list[Check]
+
+
+Survey = RowSurvey | PairSurvey
+
+
+def survey(subject: Subject, split: str, row: int | None, count: int, with_leak_test: bool) -> Survey:
+    """Gather what is shown of a subject.
+
+    Args:
+        split: train or eval.
+        row: the one row or pair to show, counted from 1; or None for `count` of them, evenly spaced.
+
+    Raises:
+        ValueError: no such split or row, or a folder that is not whole.
+    """
+    tokenizer = _tokenizer(subject)
+    if subject.is_pairs:
+        return _survey_pairs(subject, split, row, count, tokenizer)
+    train, heldout, manifest = load_prepared(subject.folder)
+    rows = train if split == "train" else heldout
+    if rows is None:
+        raise ValueError(f"--eval: {subject.folder} holds no held-out rows; name eval_datasets in its recipe")
+    figures = packed.count(rows, tokenizer, manifest, split)
+    shown = [row] if row else [index + 1 for index in even(len(rows), count)]
+    return RowSurvey(
+        subject,
+        split,
+        manifest,
+        figures,
+        [packed.row_at(rows, number, tokenizer, manifest, split) for number in shown],
+        [_strip(rows[index]) for index in even(len(rows), STRIPS)],
+        _conversation(rows, tokenizer, manifest, split),
+        tokenizer.chat_template or "",
+        tokenizer.eos_token,
+        check_rows(subject, tokenizer, manifest, figures),
+        _leak(subject, rows, tokenizer, manifest["max_length"]) if with_leak_test else None,
+    )
+
+
+def _survey_pairs(
+    subject: Subject, split: str, row: int | None, count: int, tokenizer: PreTrainedTokenizerBase
+) -> PairSurvey:
+    pairs = preference.load(subject.folder, split)
+    figures = preference.count(pairs, tokenizer, subject.trainer.values.get("max_length") if subject.trainer else None)
+    shown = [row] if row else [index + 1 for index in even(len(pairs), count)]
+    return PairSurvey(
+        subject,
+        split,
+        figures,
+        [preference.pair_at(pairs, number, tokenizer) for number in shown],
+        tokenizer.eos_token,
+        check_pairs(tokenizer, figures),
+    )
+
+
+def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
+    if not (subject.tokenizer / "tokenizer_config.json").is_file():
+        raise ValueError(f"{subject.name}: no tokenizer in {subject.tokenizer}; run the stage that makes it")
+    return AutoTokenizer.from_pretrained(subject.tokenizer, trust_remote_code=False)
+
+
+def _strip(item: dict[str, Any]) -> Strip:
+    learnt = (np.asarray(item["labels"]) != IGNORED).tolist()
+    starts = np.cumsum([0, *item["seq_lengths"]]).tolist()
+    return Strip(
+        [
+            [(start + a, start + b, loss) for a, b, loss in packed.runs(learnt[start:stop])]
+            for start, stop in zip(starts, starts[1:], strict=False)
+        ]
+    )
+
+
+def _conversation(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], split: str
+) -> Document | None:
+    """A short one of two or three turns, if the rows hold any."""
+    best: tuple[tuple[int, int], int, int] | None = None
+    for index in even(len(rows), CANDIDATES):
+        for place, runs in enumerate(_strip(rows[index]).documents):
+            if not runs:
+                continue
+            turns, length = sum(loss for *_, loss in runs), runs[-1][1] - runs[0][0]
+            is_conversation = turns > 1 or (turns and runs[0][1] - runs[0][0] > 1)
+            rank = (min(turns, 3), -length)
+            if is_conversation and (best is None or rank > best[0]):
+                best = (rank, index, place)
+    if best is None:
+        return None
+    return packed.row_at(rows, best[1] + 1, tokenizer, manifest, split).documents[best[2]]
+
+
+def _leak(
+    subject: Subject, rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> LeakTest:
+    items = (rows[index] for index in even(len(rows), CANDIDATES))
+    several = [item for item in items if len(item["seq_lengths"]) > 1]
+    spread = [several[index] for index in even(len(several), MOST_ROWS)]
+    return leak_test(*model_of(subject, tokenizer), spread, tokenizer, max_length)
