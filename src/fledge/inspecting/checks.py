@@ -45,10 +45,10 @@ def check_rows(
         checks.append(Check(rule, "note", "not checked: no recipe beside this one trains on these rows"))
     else:
         checks.append(_checked(rule, check_agreement, tokenizer, config, manifest))
-    seen = "all rows" if figures.rows_seen == figures.rows_total else f"{figures.rows_seen:,} rows, evenly spaced"
+    seen = "" if figures.rows_seen == figures.rows_total else f"in {figures.rows_seen:,} rows, evenly spaced"
     for name, (rule, state) in RULES.items():
         if times := figures.breaches[name]:
-            message = f"not so {times:,} times in {seen}; first in row {figures.places[name]:,}"
+            message = f"not so {times:,} times {seen}".rstrip() + f", first in row {figures.places[name]:,}"
             checks.append(Check(rule, state, message))
         else:
             checks.append(Check(rule, "ok", seen))
@@ -57,12 +57,14 @@ def check_rows(
 
 def check_pairs(tokenizer: PreTrainedTokenizerBase, figures: PairFigures) -> list[Check]:
     """The preflight of dpo, and the rules of its pairs."""
-    checks = [_tokenizer(tokenizer), Check("neither side is empty, and the two differ", "ok", "all pairs")]
+    checks = [_tokenizer(tokenizer), Check("neither side is empty, and the two differ", "ok")]
     rule = "no answer is cut at max_length"
     if figures.cut:
         checks.append(Check(rule, "fault", f"{figures.cut:,} sides are longer; raise max_length in dpo.yaml"))
     else:
-        checks.append(Check(rule, "ok", "not stated" if figures.max_length is None else f"{figures.max_length} tokens"))
+        checks.append(
+            Check(rule, "ok", "not stated" if figures.max_length is None else f"{figures.max_length} tokens")
+        )
     return checks
 
 

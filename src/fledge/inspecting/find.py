@@ -34,6 +34,14 @@ class Subject:
         """Whether the stage that writes it has finished."""
         return (self.folder / ("train.parquet" if self.is_pairs else MANIFEST)).is_file()
 
+    def has(self, split: str) -> bool:
+        """Whether there is a training or, for `eval`, a held-out part."""
+        if split == "train":
+            return True
+        if self.is_pairs:
+            return (self.folder / "heldout.parquet").is_file()
+        return split in read_json(self.folder / MANIFEST)
+
 
 def find(path: Path) -> tuple[list[Subject], list[Subject]]:
     """The subjects of a recipe file, of a recipe folder, or of a prepared folder: those to read, those not made yet.
@@ -81,9 +89,7 @@ def _subject(recipe: Recipe, siblings: list[Recipe]) -> Subject:
     match recipe.stage:
         case "prepare":
             trainers = (r for r in siblings if Path(r.values.get("prepared", "")) == recipe.output_dir)
-            return Subject(
-                recipe.name, recipe.output_dir, Path(values["tokenizer"]), next(trainers, None), siblings
-            )
+            return Subject(recipe.name, recipe.output_dir, Path(values["tokenizer"]), next(trainers, None), siblings)
         case "pretrain":
             return Subject(recipe.name, Path(values["prepared"]), Path(values["tokenizer"]), recipe, siblings)
         case "sft":

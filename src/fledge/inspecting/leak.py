@@ -51,7 +51,9 @@ class LeakTest:
         """What is wrong, if anything: a backend that leaks, or controls that do not."""
         leaking = [trial for trial in self.trials if trial.leaks and not trial.is_control]
         if leaking:
-            changes = ", ".join(f"{trial.name} (largest change of a logit {trial.neighbours:.3g})" for trial in leaking)
+            changes = ", ".join(
+                f"{trial.name} (largest change of a logit {trial.neighbours:.3g})" for trial in leaking
+            )
             return f"packed documents see each other under {changes}; train with another attn_implementation"
         if not all(trial.leaks for trial in self.trials if trial.is_control):
             return "the leak test is blind: a control that is known to leak shows no change"

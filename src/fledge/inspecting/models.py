@@ -68,9 +68,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
 
 
-def _small(
-    tokenizer: PreTrainedTokenizerBase, heads: int, kv_heads: int, head_dim: int, **keys: Any
-) -> FledgeConfig:
+def _small(tokenizer: PreTrainedTokenizerBase, heads: int, kv_heads: int, head_dim: int, **keys: Any) -> FledgeConfig:
     return FledgeConfig(
         vocab_size=len(tokenizer),
         hidden_size=heads * -(-128 // heads),

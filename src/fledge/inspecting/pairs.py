@@ -98,5 +98,7 @@ def count(pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
         figures.chosen.append(len(chosen))
         figures.rejected.append(len(rejected))
         figures.made[str(pairs[index].get("made") or "not recorded")] += 1
-        figures.cut += sum(max_length is not None and len(prompt) + n > max_length for n in map(len, (chosen, rejected)))
+        figures.cut += sum(
+            max_length is not None and len(prompt) + n > max_length for n in map(len, (chosen, rejected))
+        )
     return figures

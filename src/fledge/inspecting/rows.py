@@ -27,7 +27,10 @@ def runs(supervised: Sequence[bool]) -> list[tuple[int, int, bool]]:
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a packed row, with its text in pieces. `labels` has IGNORED where no loss is."""
+    """One document of a packed row, with its text in pieces. `labels` has IGNORED where no loss is.
+
+    `source` is empty where there is only one.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -128,7 +131,8 @@ def row_at(
         raise ValueError(f"--row {number}: {split} has rows 1 to {len(rows)}")
     item = rows[number - 1]
     ids, labels = _plain(item["input_ids"]), _plain(item["labels"])
-    names = _sources_of(item, source_names(manifest, split))
+    listed = source_names(manifest, split)
+    names = _sources_of(item, listed) if len(listed) > 1 else [""] * len(item["seq_lengths"])
     documents, start = [], 0
     for length, name in zip(_plain(item["seq_lengths"]), names, strict=True):
         part = slice(start, start + length)

@@ -44,12 +44,12 @@ def dropped(manifest: dict[str, Any], split: str) -> str:
     if counts is None:
         return NOT_RECORDED
     found = [f"{name} {plain(value)}" for name, value in counts.items() if name != "rows" and value]
-    read = f"of {plain(counts['rows'])} rows read" if "rows" in counts else ""
-    return f"{', '.join(found) or 'nothing'} {read}".strip()
+    read = f", of {plain(counts['rows'])} rows read" if "rows" in counts else ""
+    return f"{', '.join(found) or 'nothing'}{read}"
 
 
 def bins(values: Sequence[int], most: int) -> list[tuple[int, int, int]]:
-    """(lowest, highest, how many) of at most `most` bins over whole numbers, their width 1, 2 or 5 times a power of 10."""
+    """(lowest, highest, how many) of at most `most` bins of whole numbers, 1, 2 or 5 times a power of 10 wide."""
     if not values:
         return []
     low, high = min(values), max(values)

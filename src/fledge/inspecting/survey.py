@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,15 +75,13 @@ def survey(subject: Subject, split: str, row: int | None, count: int, with_leak_
         row: the one row or pair to show, counted from 1; or None for `count` of them, evenly spaced.
 
     Raises:
-        ValueError: no such split or row, or a folder that is not whole.
+        ValueError: no such row, or a folder that is not whole.
     """
     tokenizer = _tokenizer(subject)
     if subject.is_pairs:
         return _survey_pairs(subject, split, row, count, tokenizer)
     train, heldout, manifest = load_prepared(subject.folder)
     rows = train if split == "train" else heldout
-    if rows is None:
-        raise ValueError(f"--eval: {subject.folder} holds no held-out rows; name eval_datasets in its recipe")
     figures = packed.count(rows, tokenizer, manifest, split)
     shown = [row] if row else [index + 1 for index in even(len(rows), count)]
     return RowSurvey(
@@ -128,7 +127,7 @@ def _strip(item: dict[str, Any]) -> Strip:
     return Strip(
         [
             [(start + a, start + b, loss) for a, b, loss in packed.runs(learnt[start:stop])]
-            for start, stop in zip(starts, starts[1:], strict=False)
+            for start, stop in pairwise(starts)
         ]
     )
 

@@ -140,7 +140,7 @@ def _row(row: Row, stop: str, paper: Paper) -> Iterator[str]:
     for number, document in enumerate(row.documents, 1):
         length = len(document.input_ids)
         head = f" document {number}, positions 0–{length - 1}, loss on {sum(document.supervised)} of {length}"
-        yield paper.ink(f"  ┌{head}, {document.source} ", SPECIAL)
+        yield paper.ink(f"  ┌{head}{f', {visible(document.source)}' if document.source else ''}", SPECIAL)
         for position, line in _wrapped(document, stop, paper.width - GUTTER - 5, paper):
             yield f"  │{position:>{GUTTER - 1}}  {line}"
     if padding:
@@ -176,7 +176,9 @@ def _wrapped(
         learnt = supervised[piece.start]
         is_stop = learnt and piece.is_special and piece.text == stop
         text = visible(piece.text) + (f"‹{piece.count}›" if piece.count > 1 and not piece.is_special else "")
-        marks = "" if paper.colour else ("[" if learnt and not was_learnt else "]" if was_learnt and not learnt else "")
+        marks = (
+            "" if paper.colour else ("[" if learnt and not was_learnt else "]" if was_learnt and not learnt else "")
+        )
         if is_stop and not paper.colour:
             text += "■"
         columns = _columns(marks + text)
@@ -228,7 +230,10 @@ def _pairs(survey: PairSurvey, paper: Paper) -> Iterator[str]:
     for pair in survey.pairs:
         yield ""
         yield paper.ink(f"  pair {pair.number:,}", HEAD) + f", rejected: {pair.made}"
-        heads = (f"chosen, loss on {sum(pair.chosen.supervised)}", f"rejected, loss on {sum(pair.rejected.supervised)}")
+        heads = (
+            f"chosen, loss on {sum(pair.chosen.supervised)}",
+            f"rejected, loss on {sum(pair.rejected.supervised)}",
+        )
         sides = (pair.chosen, pair.rejected)
         left, right = ([line for _, line in _wrapped(side, survey.stop, width, paper)] for side in sides)
         for one, other in zip_longest((heads[0], *left), (heads[1], *right), fillvalue=""):

@@ -15,7 +15,7 @@ UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Piece:
-    """Text and the tokens that make it: one, or the few whose bytes are one character. `start` is the first's index."""
+    """Text and the tokens that make it, from index `start` on: one, or the few whose bytes are one character."""
 
     text: str
     start: int
