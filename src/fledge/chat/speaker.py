@@ -7,11 +7,11 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+from transformers import BatchEncoding
 from transformers.utils import logging
 
 from fledge.chat.history import Messages, fit
-from fledge.model import register
+from fledge.data.load import load_model, load_tokenizer
 
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -42,17 +42,10 @@ class Speaker:
         greedy: bool,
         device: str | None,
     ) -> None:
-        register()
         logging.disable_progress_bar()
         self.device = _device(device)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{folder}: cannot be loaded: {error}\ngive a folder that save_pretrained wrote for a causal model "
-                "and its tokenizer, and that needs no code of its own"
-            ) from None
+        self.tokenizer = load_tokenizer(folder, "chat")
+        model = load_model(folder, "chat")
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"{folder}: the tokenizer has no chat template; save one beside it as chat_template.jinja, "

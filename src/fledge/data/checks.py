@@ -1,77 +1,226 @@
-"""What tokenizer, chat template and model must agree on, or the model never learns to stop."""
+"""The preflight: tokenizer, chat template, model and prepared rows must agree, or the model never learns to stop.
+
+Every training stage runs it before its first step. Which checks run follows from what it is given:
+
+- the tokenizer's own: always;
+- the chat template's: if the tokenizer has one; lacking one is a fault unless `chat=False`, for stages that need no
+  template: pretraining on text, preparing text, exporting;
+- against a model: with `config` and `generation_config`;
+- against prepared rows: with `manifest`.
+"""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from .tokenise import render
+from .template_checks import Check, check_template, spans, stop_tokens
 
 
-PROBE = [
-    {"role": "user", "content": "A?"},
-    {"role": "assistant", "content": "B!"},
-    {"role": "user", "content": "C?"},
-    {"role": "assistant", "content": "D!"},
+__all__ = [
+    "Check",
+    "check_agreement",
+    "check_tokenizer",
+    "fingerprint",
+    "preflight",
+    "require",
+    "spans",
+    "stop_tokens",
 ]
 
+TEXT = 'Who is it? "The quick brown fox, who jumps over a lazy dog."\n\nYes:  it is; isn\'t it!\n'
+"""Comes back from every tokenizer that loses nothing: capitals, punctuation, newlines, two spaces in a row."""
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+
+def preflight(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
+    generation_config: GenerationConfig | None = None,
+    manifest: dict[str, Any] | None = None,
+    *,
+    max_length: int | None = None,
+    chat: bool = True,
+) -> list[Check]:
+    """Look at everything that was given and say what was found; raises nothing, see `require`.
+
+    Args:
+        config: of the model that is to be trained, as is `generation_config`.
+        manifest: of the prepared rows it is to be trained on.
+        max_length: tokens of the longest sequence, where no manifest says so.
+        chat: whether this needs a chat template.
+    """
+    place = tokenizer.name_or_path or "tokenizer"
+    checks = [_named(tokenizer, place)]
+    if checks[0].problem:
+        return checks
+    checks += [_padding(tokenizer, place), _single(tokenizer, place), _round_trip(tokenizer, place)]
+    checks.append(_post_processor(tokenizer, place))
+    stops = [tokenizer.eos_token_id]
+    if tokenizer.chat_template or chat:
+        found = check_template(tokenizer, place)
+        checks += found
+        if not any(check.problem for check in found):
+            stops = stop_tokens(tokenizer)
+    if config is not None:
+        checks.append(_embedding(tokenizer, config))
+    if generation_config is not None:
+        checks.append(_generation(tokenizer, config, generation_config, stops))
+    if manifest is not None:
+        checks.append(_prepared(tokenizer, manifest))
+        max_length = manifest["max_length"]
+    if config is not None and max_length is not None:
+        checks.append(_length(config, max_length, "prepared" if manifest is not None else "max_length"))
+    return checks
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Raise one ValueError with every problem and its fix, if there is any."""
+    problems = [f"{check.problem}; {check.fix}" for check in checks if check.problem]
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} problems before the first step:", *problems]))
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> None:
     """Raise ValueError unless the stop token exists, differs from padding, and is what the template teaches."""
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if eos is None or pad is None or tokenizer.bos_token_id is None:
-        raise ValueError("the tokenizer lacks a bos, eos or pad token; name all three in tokenizer.yaml")
-    if eos == pad:
-        raise ValueError(
-            f"pad_token and eos_token are both {tokenizer.eos_token}: padding is never trained on, so the model would "
-            "never learn to stop; use a pad token of its own"
-        )
-    template = tokenizer.chat_template
-    if not template:
-        raise ValueError("the tokenizer has no chat template; name one of chat_templates/ in tokenizer.yaml")
-    if "generation %}" not in template and "generation -%}" not in template:
-        raise ValueError(
-            "the chat template has no {% generation %} markers, so no token would be trained on; add them"
-        )
-    ids, mask = render(tokenizer, PROBE)
-    for start, end in spans(mask):
-        if ids[end - 1] != eos:
-            raise ValueError(
-                f"the chat template ends an assistant turn with {tokenizer.decode(ids[end - 1 : end])!r} and not with "
-                f"eos_token {tokenizer.eos_token!r} inside its generation markers: the model would never stop"
-            )
-        words = tokenizer.decode(ids[start : end - 1])
-        if words not in ("B!", "D!"):
-            raise ValueError(f"the chat template's generation markers hold {words!r} where only the answer belongs")
-    if len(spans(mask)) != 2:
-        raise ValueError(f"the chat template marks {len(spans(mask))} assistant turns of a conversation that has 2")
-    if ids.count(tokenizer.bos_token_id) > 1:
-        raise ValueError("the chat template writes the bos token more than once")
-    prompt = tokenizer.apply_chat_template(PROBE[:3], add_generation_prompt=True, tokenize=True, return_dict=True)
-    if ids[: len(prompt["input_ids"])] != prompt["input_ids"]:
-        raise ValueError("the chat template's generation prompt is not how it renders the turns before an answer")
+    require(preflight(tokenizer, chat=chat))
 
 
 def check_agreement(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, manifest: dict[str, Any]) -> None:
     """Raise ValueError unless tokenizer, model and prepared rows belong together."""
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}; train it anew")
-    if fingerprint(tokenizer) != manifest["tokenizer"]:
-        raise ValueError("prepared: its rows were made with another tokenizer or chat template; run prepare again")
-    if manifest["max_length"] > config.max_position_embeddings:
-        raise ValueError(
-            f"prepared: rows of {manifest['max_length']} tokens, and max_position_embeddings is "
-            f"{config.max_position_embeddings}; raise it in model_config, or prepare shorter rows"
-        )
-
-
-def spans(mask: list[int]) -> list[tuple[int, int]]:
-    """Start and end of every run of ones."""
-    edges = [index for index, (a, b) in enumerate(zip([0, *mask], [*mask, 0], strict=True)) if a != b]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    require(
+        [
+            _embedding(tokenizer, config),
+            _prepared(tokenizer, manifest),
+            _length(config, manifest["max_length"], "prepared"),
+        ]
+    )
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what decides the ids: vocabulary, merges, special tokens and chat template."""
     text = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "") + repr(tokenizer.special_tokens_map)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, place: str) -> Check:
+    tokens = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad")}
+    return Check.of(
+        "bos, eos and pad are named",
+        ", ".join(f"{name} {token}" for name, token in tokens.items()),
+        None in tokens.values(),
+        f"{place}: the tokenizer lacks a bos, eos or pad token",
+        "name all three in tokenizer.yaml, or in tokenizer_config.json",
+    )
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase, place: str) -> Check:
+    return Check.of(
+        "pad differs from eos",
+        f"pad {tokenizer.pad_token_id}, eos {tokenizer.eos_token_id}",
+        tokenizer.pad_token_id == tokenizer.eos_token_id,
+        f"{place}: pad_token and eos_token are both {tokenizer.eos_token}: padding is never trained on, so the model "
+        "would never learn to stop",
+        "use a pad token of its own",
+    )
+
+
+def _single(tokenizer: PreTrainedTokenizerBase, place: str) -> Check:
+    """Each special token is one token, at the beginning and in the midst of text."""
+
+    def survives(token: str) -> bool:
+        id, texts = tokenizer.convert_tokens_to_ids(token), (token, f"A{token}b")
+        return all(tokenizer(text, add_special_tokens=False)["input_ids"].count(id) == 1 for text in texts)
+
+    broken = [token for token in tokenizer.all_special_tokens if not survives(token)]
+    return Check.of(
+        "special tokens are single tokens",
+        " ".join(tokenizer.all_special_tokens),
+        bool(broken),
+        f"{place}: special tokens that text does not turn into one token: {' '.join(broken)}",
+        "list them as special added tokens in tokenizer.json (special_tokens of tokenizer.yaml does it)",
+    )
+
+
+def _round_trip(tokenizer: PreTrainedTokenizerBase, place: str) -> Check:
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return Check.of(
+        "text comes back",
+        f"{len(TEXT)} characters, {len(ids)} tokens",
+        back != TEXT,
+        f"{place}: the tokenizer loses text: {TEXT!r} comes back as {back!r}",
+        "take a tokenizer without lossy normalisation and with every byte in its vocabulary",
+    )
+
+
+def _post_processor(tokenizer: PreTrainedTokenizerBase, place: str) -> Check:
+    """A prompt that ends with eos has ended before the answer; bos is looked at with the template."""
+    return Check.of(
+        "nothing is appended to text",
+        repr(tokenizer.convert_ids_to_tokens(tokenizer("A")["input_ids"])),
+        tokenizer("A")["input_ids"][-1] == tokenizer.eos_token_id,
+        f"{place}: the tokenizer's post-processor appends {tokenizer.eos_token} to every text, prompts too",
+        "set `add_eos_token: false` in tokenizer_config.json, or `post_processor: null` in tokenizer.json",
+    )
+
+
+def _embedding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Check:
+    entries = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    vocab_size = config.get_text_config().vocab_size
+    return Check.of(
+        "the tokenizer fits the embedding",
+        f"{entries} entries, vocab_size {vocab_size}",
+        entries > vocab_size,
+        f"{config.name_or_path or 'model_config'}: the tokenizer has {entries} entries, the model {vocab_size}",
+        "train it anew, or take the tokenizer it was trained with",
+    )
+
+
+def _generation(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None,
+    generation_config: GenerationConfig,
+    stops: list[int],
+) -> Check:
+    named = generation_config.eos_token_id
+    named = [] if named is None else named if isinstance(named, list) else [named]
+    lacking = [token for token in stops if token not in named]
+    place = f"{config.name_or_path}/" if config is not None and config.name_or_path else ""
+    wanted = stops[0] if len(stops) == 1 else stops
+    token = tokenizer.convert_ids_to_tokens(lacking[-1]) if lacking else tokenizer.pad_token
+    return Check.of(
+        "generation_config stops where the template does",
+        f"eos_token_id {generation_config.eos_token_id}, taught {stops}",
+        bool(lacking) or tokenizer.pad_token_id in named,
+        f"{place}generation_config.json: eos_token_id is {generation_config.eos_token_id} and "
+        + (f"lacks {token} ({lacking[-1]}), which ends an answer" if lacking else f"holds the pad token {token}"),
+        f"write `eos_token_id: {wanted}`",
+    )
+
+
+def _prepared(tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any]) -> Check:
+    now = fingerprint(tokenizer)
+    return Check.of(
+        "rows were prepared with this tokenizer",
+        now[:12],
+        now != manifest["tokenizer"],
+        "prepared: its rows were made with another tokenizer or chat template",
+        "run prepare again",
+    )
+
+
+def _length(config: PreTrainedConfig, max_length: int, key: str) -> Check:
+    # Not every architecture has a limit, or calls it by this name.
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Check.of(
+        "rows fit the model",
+        f"{max_length} tokens, max_position_embeddings {limit}",
+        limit is not None and max_length > limit,
+        f"{key}: rows of {max_length} tokens, and max_position_embeddings is {limit}",
+        "raise it in model_config, or prepare shorter rows"
+        if key == "prepared"
+        else f"write at most `{key}: {limit}`",
+    )

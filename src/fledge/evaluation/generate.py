@@ -5,17 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BatchEncoding,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import BatchEncoding, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from fledge.data.load import load_model, load_tokenizer
 from fledge.machine import on_cpu
-from fledge.model import register
 
 
 KEPT = 0.8
@@ -30,11 +23,13 @@ class Answer:
     stopped: bool
 
 
-def load(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model folder, on the device the layout names, in float32, with its tokenizer."""
-    register()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+def load(folder: str, key: str = "model_name_or_path") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model folder, on the device the layout names, in float32, with its tokenizer.
+
+    Raises:
+        ValueError: what is wrong with the folder that the recipe's `key` names.
+    """
+    tokenizer, model = load_tokenizer(folder, key), load_model(folder, key)
     return model.eval().to("cpu" if on_cpu() else "cuda"), tokenizer
 
 

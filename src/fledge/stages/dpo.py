@@ -6,13 +6,13 @@ accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge dpo recipe
 from pathlib import Path
 
 import datasets
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from fledge.arguments import DpoArguments
-from fledge.data.checks import check_tokenizer
+from fledge.data.checks import preflight, require
+from fledge.data.load import load_model, load_tokenizer
 from fledge.data.pairs import read_pairs
-from fledge.model import register
 from fledge.recipe import Recipe
 from fledge.results.record import read_metrics
 from fledge.training.arguments import library_arguments
@@ -30,16 +30,13 @@ def main(recipe: Recipe) -> None:
     args, torch_compile = library_arguments(recipe, DPOConfig, keys.pairs_per_step, 1, "pairs")
     record = start(recipe, args)
 
-    register()
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(keys.model_name_or_path, trust_remote_code=False)
-    check_tokenizer(tokenizer)
+    tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
+    # Loaded from disk, never passed on from memory: TRL loads the reference from this same path.
+    model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
+    require(preflight(tokenizer, model.config, model.generation_config, max_length=args.max_length))
     pairs = read_pairs(Path(keys.pairs) / "train.parquet")
     tokens_per_pair = check_lengths(pairs, tokenizer, args.max_length)
-    # Loaded from disk, never passed on from memory: TRL loads the reference from this same path.
-    model = AutoModelForCausalLM.from_pretrained(
-        keys.model_name_or_path, attn_implementation=keys.attn_implementation, trust_remote_code=False
-    )
 
     trainer = DpoTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
     trainer.apply(keys)

@@ -43,7 +43,7 @@ def main(recipe: Recipe) -> None:
     margins: dict[str, list[float]] = {}
     with (recipe.output_dir / "samples.jsonl").open("w", encoding="utf-8") as samples:
         for name, folder in keys.models.items():
-            model, tokenizer = load(folder)
+            model, tokenizer = load(folder, "models")
             answers = answer(name, model, tokenizer, requests, corpus, keys)
             measures = answer_measures(
                 requests, answers, corpus.judge, corpus.lines, known_lines, corpus.COPIED_LINE_LENGTH

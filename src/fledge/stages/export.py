@@ -4,11 +4,11 @@ fledge export recipes/tang-poems/export.yaml
 """
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fledge.arguments import ExportArguments
-from fledge.data.checks import check_tokenizer
-from fledge.model import register
+from fledge.data.checks import preflight, require
+from fledge.data.load import load_model, load_tokenizer
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.recipe import Recipe
 from fledge.results.record import Record
@@ -22,10 +22,9 @@ def main(recipe: Recipe) -> None:
     """Copy the weights under Llama's configuration, reload them from disk and compare the logits to the bit."""
     keys = recipe.own(ExportArguments)
     record = Record(recipe)
-    register()
-    tokenizer = AutoTokenizer.from_pretrained(keys.model_name_or_path, trust_remote_code=False)
-    check_tokenizer(tokenizer)
-    source = AutoModelForCausalLM.from_pretrained(keys.model_name_or_path, trust_remote_code=False).eval()
+    tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
+    source = load_model(keys.model_name_or_path, "model_name_or_path").eval()
+    require(preflight(tokenizer, source.config, source.generation_config, chat=False))
 
     llama = LlamaForCausalLM(llama_config(source.config)).to(source.dtype)
     llama.load_state_dict(source.state_dict())

@@ -3,11 +3,12 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge pretrain recipes/tang-poems/pretrain.yaml
 """
 
-from transformers import AutoTokenizer, GenerationConfig, TrainingArguments, set_seed
+from transformers import GenerationConfig, TrainingArguments, set_seed
 
 from fledge.arguments import PretrainArguments
-from fledge.data.checks import check_agreement, check_tokenizer
+from fledge.data.checks import preflight, require, stop_tokens
 from fledge.data.collate import PackedCollator
+from fledge.data.load import load_tokenizer
 from fledge.data.prepared import load_prepared
 from fledge.model import register
 from fledge.model.configuration_fledge import FledgeConfig
@@ -28,14 +29,14 @@ def main(recipe: Recipe) -> None:
 
     register()
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(keys.tokenizer, trust_remote_code=False)
-    check_tokenizer(tokenizer)
+    tokenizer = load_tokenizer(keys.tokenizer, "tokenizer")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     config = FledgeConfig(vocab_size=len(tokenizer), **special, **keys.model_config)
-    check_agreement(tokenizer, config, manifest)
+    require(preflight(tokenizer, config, manifest=manifest, chat=False))
     model = FledgeForCausalLM(config)
     model.set_attn_implementation(keys.attn_implementation)
-    model.generation_config = GenerationConfig(**special)
+    stops = stop_tokens(tokenizer)  # a document may end with another token than an answer
+    model.generation_config = GenerationConfig(**special | {"eos_token_id": stops if len(stops) > 1 else stops[0]})
 
     trainer = Pretrainer(
         model=model,

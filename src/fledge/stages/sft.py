@@ -3,14 +3,14 @@
 accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge sft recipes/tang-poems/sft.yaml
 """
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from fledge.arguments import SftArguments
-from fledge.data.checks import check_agreement, check_tokenizer
+from fledge.data.checks import preflight, require
 from fledge.data.collate import PackedCollator
+from fledge.data.load import load_model, load_tokenizer
 from fledge.data.prepared import load_prepared
-from fledge.model import register
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
 from fledge.training.run import finish, speed_up, start, train
@@ -30,14 +30,10 @@ def main(recipe: Recipe) -> None:
     record = start(recipe, args)
     check_stated(args, manifest)
 
-    register()
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(keys.model_name_or_path, trust_remote_code=False)
-    check_tokenizer(tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(
-        keys.model_name_or_path, attn_implementation=keys.attn_implementation, trust_remote_code=False
-    )
-    check_agreement(tokenizer, model.config, manifest)
+    tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
+    model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
+    require(preflight(tokenizer, model.config, model.generation_config, manifest))
 
     # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
     # conversations to apply assistant_only_loss to.

@@ -1,0 +1,170 @@
+"""Tokenizers and models from disk or the hub, checked before transformers reads them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    __version__,
+)
+
+from fledge.files import read_json
+from fledge.model import register
+
+
+TOKENIZER_FILES = ("*.json", "*.jinja")
+MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
+"""What is ever fetched from the hub: no code and no pickle."""
+
+MODEL_WRITERS = ("pretrain", "sft", "dpo", "export")
+WRITERS = {"tokenizer": ("tokenizer",), "model_name_or_path": MODEL_WRITERS, "models": MODEL_WRITERS}
+"""The stages whose folders a recipe key names."""
+
+
+def load_tokenizer(folder: str | Path, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a hub id.
+
+    Args:
+        key: the recipe key that names `folder`, for the message.
+
+    Raises:
+        ValueError: there is no such folder, tokenizer.json is missing or broken, or it needs code of its own.
+    """
+    register()  # of a model folder, transformers reads config.json too
+    place = f"{key}: {folder}"
+    local = _local(folder, key, TOKENIZER_FILES)
+    fix = f"; {_remedy(folder, key)}"
+    if not (local / "tokenizer.json").is_file():
+        old = [path.name for path in local.glob("*.model")]
+        raise ValueError(f"{place}: holds no tokenizer.json{f', only {old[0]}, an older format' if old else ''}{fix}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        _json(local / name, place, fix)
+    try:
+        Tokenizer.from_file(str(local / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ValueError(f"{place}: tokenizer.json is no tokenizer: {_first_line(error)}{fix}") from None
+    try:
+        return AutoTokenizer.from_pretrained(local, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place}: the tokenizer cannot be loaded: {_first_line(error)}{fix}") from None
+
+
+def load_model(folder: str | Path, key: str, attn_implementation: str | None = None) -> PreTrainedModel:
+    """The causal language model of a folder, or of a hub id, with all of its weights.
+
+    Args:
+        key: the recipe key that names `folder`, for the message.
+        attn_implementation: sdpa or eager; the model's own choice if None.
+
+    Raises:
+        ValueError: there is no such folder, a file is missing or broken, a tensor is missing, the weights are pickled,
+            or the model needs code of its own.
+    """
+    register()
+    place = f"{key}: {folder}"
+    local = _local(folder, key, MODEL_FILES)
+    fix = f"; {_remedy(folder, key)}"
+    if not (local / "config.json").is_file():
+        raise ValueError(f"{place}: holds no config.json{fix}")
+    config = _json(local / "config.json", place, fix)
+    _json(local / "generation_config.json", place, fix)
+    known = config.get("model_type")
+    if known not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise ValueError(
+                f"{place}: model_type {known!r} needs code of its own (auto_map in config.json), and fledge runs no "
+                "code out of a model folder; take a model of an architecture that transformers knows"
+            )
+        raise ValueError(f"{place}: config.json: transformers {__version__} knows no model_type {known!r}{fix}")
+    _check_weights(local, place, fix)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            local,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{place}: the model cannot be loaded: {_first_line(error)}{fix}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{place}: the weights lack {len(missing)} tensors that config.json asks for, such as {missing[0]}, and "
+            f"would be random there{fix}"
+        )
+    return model
+
+
+def _local(folder: str | Path, key: str, wanted: tuple[str, ...]) -> Path:
+    """`folder` if it is one, else the snapshot of the hub id it may be."""
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{key}: {folder}: is no folder; {_remedy(folder, key)}")
+    # runs/x/sft, ./sft and x/sft beside a folder x are paths; owner/name may be on the hub.
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(folder)) or path.parent.exists():
+        raise ValueError(f"{key}: {folder}: no such folder; {_remedy(folder, key)}")
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=list(wanted), ignore_patterns="*/*"))
+    except (OSError, HFValidationError) as error:
+        raise ValueError(
+            f"{key}: {folder}: no such folder here, and the model hub does not give it ({_first_line(error)}); "
+            f"correct the name, download it while online, or {_remedy(folder, key)}"
+        ) from None
+
+
+def _remedy(folder: str | Path, key: str) -> str:
+    """The stage to run: the one the folder is named after, or those whose folders the key takes."""
+    if key not in WRITERS:
+        return "give a model folder that save_pretrained wrote, its tokenizer inside"
+    stage = Path(folder).name.split("_")[0]  # sft_long.yaml is a recipe of the stage sft
+    writers = (stage,) if stage in WRITERS[key] else WRITERS[key]
+    return f"run the stage that writes it ({', '.join(writers)})"
+
+
+def _json(path: Path, place: str, fix: str) -> dict[str, Any]:
+    """The object in `path`; an empty one if there is no such file."""
+    try:
+        value = read_json(path) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place}: {path.name} is not whole: {error}{fix}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: {path.name} holds no JSON object{fix}")
+    return value
+
+
+def _check_weights(folder: Path, place: str, fix: str) -> None:
+    """Refuse a folder whose weights are missing, pickled, or cut off."""
+    index = _json(folder / "model.safetensors.index.json", place, fix)
+    shards = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
+    for name in shards:
+        path = folder / name
+        if not path.is_file():
+            pickled = sorted(other.name for other in folder.glob("*.bin") if other.name != "training_args.bin")
+            if pickled and not index:
+                raise ValueError(
+                    f"{place}: holds pickled weights only ({pickled[0]}), which can run code when loaded; save them "
+                    "as safetensors where you trust them"
+                )
+            raise ValueError(f"{place}: holds no {name}{fix}")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{place}: {name} is not whole: {_first_line(error)}{fix}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
