@@ -1,14 +1,16 @@
 """What has to hold for rows that are trained on, each with what was found."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from fledge.data.checks import check_agreement, check_tokenizer
+from fledge.data.checks import Check as Looked
+from fledge.data.checks import preflight
 
 from .find import Subject
-from .models import config_of
+from .models import configs_of
 from .pairs import PairFigures
 from .rows import Figures
 
@@ -38,13 +40,11 @@ def check_rows(
     subject: Subject, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], figures: Figures
 ) -> list[Check]:
     """The preflight of a training stage, and the rules of its rows."""
-    checks = [_tokenizer(tokenizer)]
-    config = config_of(subject, tokenizer)
-    rule = "tokenizer, model and rows belong together"
+    config, generation = configs_of(subject, tokenizer)
+    are_conversations = any(n < length - 1 for n, length in zip(figures.supervised, figures.lengths, strict=True))
+    checks = _preflight(preflight(tokenizer, config, generation, manifest, chat=are_conversations))
     if config is None:
-        checks.append(Check(rule, "note", "not checked: no recipe beside this one trains on these rows"))
-    else:
-        checks.append(_checked(rule, check_agreement, tokenizer, config, manifest))
+        checks.append(Check("the model fits", "note", "not checked: no recipe here says which model trains on these"))
     seen = "" if figures.rows_seen == figures.rows_total else f"in {figures.rows_seen:,} rows, evenly spaced"
     for name, (rule, state) in RULES.items():
         if times := figures.breaches[name]:
@@ -55,9 +55,11 @@ def check_rows(
     return checks
 
 
-def check_pairs(tokenizer: PreTrainedTokenizerBase, figures: PairFigures) -> list[Check]:
+def check_pairs(subject: Subject, tokenizer: PreTrainedTokenizerBase, figures: PairFigures) -> list[Check]:
     """The preflight of dpo, and the rules of its pairs."""
-    checks = [_tokenizer(tokenizer), Check("neither side is empty, and the two differ", "ok")]
+    config, generation = configs_of(subject, tokenizer)
+    checks = _preflight(preflight(tokenizer, config, generation, max_length=figures.max_length))
+    checks.append(Check("neither side is empty, and the two differ", "ok"))
     rule = "no answer is cut at max_length"
     if figures.cut:
         checks.append(Check(rule, "fault", f"{figures.cut:,} sides are longer; raise max_length in dpo.yaml"))
@@ -68,13 +70,10 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, figures: PairFigures) -> lis
     return checks
 
 
-def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> Check:
-    return _checked("the template teaches the stop token, and padding is another", check_tokenizer, tokenizer)
-
-
-def _checked(rule: str, check: Any, *arguments: Any) -> Check:
-    try:
-        check(*arguments)
-    except ValueError as error:
-        return Check(rule, "fault", str(error))
-    return Check(rule, "ok")
+def _preflight(found: Sequence[Looked]) -> list[Check]:
+    return [
+        Check(check.name, "fault", f"{check.problem}; {check.fix}")
+        if check.problem
+        else Check(check.name, "ok", check.found)
+        for check in found
+    ]

@@ -55,8 +55,8 @@ svg .bar.s0 { fill: var(--s0); } svg .bar.s1 { fill: var(--s1); }
   border: 1px solid var(--s1); border-radius: .9em; color: var(--s1); white-space: nowrap; vertical-align: .1em;
 }
 .tokens .x.l { color: var(--loss-ink); border-color: var(--loss-line); }
-.tokens .x.s { background: var(--loss-line); color: var(--stop-ink); }
-.chosen .x.s { background: var(--good-line); border-color: var(--good-line); }
+.tokens .l.s { background: var(--loss-line); color: var(--stop-ink); }
+.chosen .l.s { background: var(--good-line); border-color: var(--good-line); }
 .tokens u { text-decoration: none; border-bottom: 3px double currentColor; padding-bottom: .1em; }
 .tokens u i:not(:first-child) { font-size: .6em; vertical-align: .6em; }
 .tokens i.on { outline: 2px solid var(--ink); outline-offset: 1px; }

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.arguments import PretrainArguments
+from fledge.data.load import load_model
 from fledge.model import register
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.modeling_fledge import FledgeForCausalLM
@@ -19,10 +20,21 @@ MOST_PARAMETERS = 50_000_000
 """A larger model that is not trained yet is built smaller, with the same heads."""
 
 
-def config_of(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig | None:
-    """The configuration of the model that trains on the subject; None if no recipe says."""
+def configs_of(
+    subject: Subject, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedConfig | None, GenerationConfig | None]:
+    """The configurations of the model that trains on the subject; None if no recipe says, or it is not made yet."""
     register()
-    return _config(subject.trainer, subject.siblings, tokenizer)
+    folder = _start(subject.trainer)
+    has_generation = folder is not None and (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if has_generation else None
+    return _config(subject.trainer, subject.siblings, tokenizer), generation
+
+
+def _start(trainer: Recipe | None) -> Path | None:
+    """The folder of the model that a recipe starts from, if it is there."""
+    folder = Path(trainer.values.get("model_name_or_path", "")) if trainer else Path()
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _config(
@@ -34,9 +46,9 @@ def _config(
         return FledgeConfig(
             vocab_size=len(tokenizer), **special_tokens(tokenizer), **recipe.own(PretrainArguments).model_config
         )
-    folder = Path(recipe.values["model_name_or_path"])
-    if (folder / "config.json").is_file():
+    if folder := _start(recipe):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    folder = Path(recipe.values["model_name_or_path"])
     return _config(next((r for r in siblings if r.output_dir == folder), None), siblings, tokenizer)
 
 
@@ -45,12 +57,9 @@ def model_of(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> tuple[PreT
 
     The weights an sft recipe starts from if they are there; else random ones, seeded.
     """
-    register()
-    folder = Path(subject.trainer.values.get("model_name_or_path", "")) if subject.trainer else Path()
-    if (folder / "config.json").is_file():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        return model.eval(), f"the model in {folder}"
-    config, said = config_of(subject, tokenizer), "the recipe's model with random weights"
+    if folder := _start(subject.trainer):
+        return load_model(folder, "model_name_or_path").float().eval(), f"the model in {folder}"
+    config, said = configs_of(subject, tokenizer)[0], "the recipe's model with random weights"
     if config is None:
         config, said = _small(tokenizer, 4, 2, 32), "no recipe says which model: a small one with random weights"
     with torch.device("meta"):

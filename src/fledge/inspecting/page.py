@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,15 @@ from .leak import TOLERANCE, LeakTest
 from .look import CSS, SCRIPT
 from .pairs import SIDES, Pair
 from .rows import Document, Row
-from .summary import NOT_RECORDED, counts_of, dropped, mask_words, source_table
+from .summary import (
+    NOT_RECORDED,
+    counts_of,
+    dropped,
+    first_place,
+    mask_words,
+    recorded_sources,
+    source_table,
+)
 from .survey import PairSurvey, RowSurvey, Survey
 from .tokens import Piece, visible
 
@@ -73,9 +82,11 @@ def _rows(survey: RowSurvey) -> str:
         "edge begins a document, and what is empty at the right is padding.</small></p>"
     )
     parts.append("<h3>Token by token</h3>")
-    parts += [_row(row, survey.stop) for row in survey.rows]
+    parts += [_row(row) for row in survey.rows]
     parts.append(_template(survey))
-    parts.append("<h3>Sources</h3>" + block(Table(*_head_and_rows(source_table(figures)))))
+    parts.append("<h3>Sources</h3>" + _table(source_table(figures)))
+    if recorded := recorded_sources(survey.manifest, survey.split):
+        parts.append(_table(recorded))
     fills = [round(100 * fill) for fill in figures.fills]
     shares = [round(100 * n / length) for n, length in zip(figures.supervised, figures.lengths, strict=True) if length]
     charts = (
@@ -88,7 +99,7 @@ def _rows(survey: RowSurvey) -> str:
     parts.append("<h3>Checks</h3>" + _checks(survey.checks))
     if survey.leak is not None:
         parts.append("<h3>Leak test</h3>" + _leak(survey.leak))
-    parts.append(f"<details><summary>The whole manifest</summary>{block(Facts({'': survey.manifest}))}</details>")
+    parts.append(f"<details><summary>From the manifest</summary>{block(Facts(_facts(survey)))}</details>")
     return "\n".join(parts)
 
 
@@ -111,9 +122,9 @@ def _tiles(survey: RowSurvey) -> Tiles:
     )
 
 
-def _row(row: Row, stop: str) -> str:
+def _row(row: Row) -> str:
     padding = row.max_length - row.tokens
-    documents = "".join(_document(item, f"document {number}", stop) for number, item in enumerate(row.documents, 1))
+    documents = "".join(_document(item, f"document {number}") for number, item in enumerate(row.documents, 1))
     rest = (
         f'<div class="padding">{padding} tokens of padding: a document of their own, no loss</div>' if padding else ""
     )
@@ -126,30 +137,30 @@ def _row(row: Row, stop: str) -> str:
     )
 
 
-def _document(item: Document, name: str, stop: str) -> str:
+def _document(item: Document, name: str) -> str:
     length, learnt = len(item.input_ids), sum(item.supervised)
     kind = item.source if item.source in SIDES else ""
     source = f" · {_text(item.source)}" if item.source and not kind else ""
     return (
         f'<div class="doc {kind}"><small><b>{_text(name)}</b> · positions 0–{length - 1} · '
-        f"loss on {learnt} of {length}{source}</small>{_tokens(item, name, stop, first=0)}</div>"
+        f"loss on {learnt} of {length}{source}</small>{_tokens(item, name, first=0)}</div>"
     )
 
 
-def _tokens(item: Document, name: str, stop: str, first: int, end: int | None = None) -> str:
+def _tokens(item: Document, name: str, first: int, end: int | None = None) -> str:
     """Tokens `first` to `end` of a document, an <i> each."""
     supervised = item.supervised
     shown = [p for p in item.pieces if p.start >= first and (end is None or p.start < end)]
-    text = "".join(_piece(piece, item, supervised, stop) for piece in shown)
+    text = "".join(_piece(piece, item, supervised) for piece in shown)
     language = ' lang="zh-Hans"' if HAN.search("".join(piece.text for piece in shown)) else ""
     return f'<p class="tokens" tabindex="0" data-of="{_text(name)}" data-first="{first}"{language}>{text}</p>'
 
 
-def _piece(piece: Piece, item: Document, supervised: list[bool], stop: str) -> str:
+def _piece(piece: Piece, item: Document, supervised: list[bool]) -> str:
     drawn = []
     for place in range(piece.start, piece.start + piece.count):
         learnt = supervised[place]
-        is_stop = learnt and piece.is_special and piece.text == stop
+        is_stop = learnt and piece.is_stop
         kinds = "l" * learnt + " x" * piece.is_special + " s" * is_stop
         label = item.labels[place]
         other = f' data-l="{label}"' if learnt and label != item.input_ids[place] else ""
@@ -174,8 +185,8 @@ def _template(survey: RowSurvey) -> str:
         return "<h3>No chat template</h3><p>Plain text: every token but a document's first carries loss.</p>"
     cells = ['<b class="head">rendered</b><b class="head">mask</b>']
     for start, end, learnt in item.runs:
-        words = mask_words(item, start, end, learnt, survey.stop)
-        cells.append(f"<div>{_tokens(item, 'the conversation', survey.stop, start, end)}</div>")
+        words = mask_words(item, start, end, learnt)
+        cells.append(f"<div>{_tokens(item, 'the conversation', start, end)}</div>")
         cells.append(f"<b{' class=learnt' if learnt else ''}>{words}</b>")
     source = escape(survey.template)
     source = GENERATION.sub(r"<mark>\g<0></mark>", source)
@@ -193,8 +204,16 @@ def _counts(survey: RowSurvey) -> str:
     if not any(value for name, value in counts.items() if name != "rows"):
         return f"<p>{_text(dropped(survey.manifest, survey.split).capitalize())}.</p>"
     read = counts.get("rows", 0)
-    rows = [[name, plain(value), percent(value / read) if read else ""] for name, value in counts.items()]
-    return block(Table(["counted by prepare", "", "of rows read"], rows))
+    rows = [
+        [
+            name,
+            plain(value),
+            percent(value / read) if read else "",
+            first_place(survey.manifest, survey.split, name),
+        ]
+        for name, value in counts.items()
+    ]
+    return block(Table(["counted by prepare", "", "of rows read", "first in"], rows))
 
 
 def _checks(checks: Sequence[Check]) -> str:
@@ -244,7 +263,7 @@ def _pairs(survey: PairSurvey) -> str:
             block(Tiles(tiles)),
             "<h3>Side by side</h3>",
             "<p>Loss is on the answers only: the chosen one is made likelier, the rejected one less likely.</p>",
-            *(_pair(pair, survey.stop) for pair in survey.pairs),
+            *(_pair(pair) for pair in survey.pairs),
             "<h3>Lengths</h3>" + chart,
             "<h3>Where the rejected answers come from</h3>" + block(Table(["made", "pairs", "share"], made)),
             "<h3>Checks</h3>" + _checks(survey.checks),
@@ -252,16 +271,24 @@ def _pairs(survey: PairSurvey) -> str:
     )
 
 
-def _pair(pair: Pair, stop: str) -> str:
-    sides = "".join(_document(side, side.source, stop) for side in (pair.chosen, pair.rejected))
+def _pair(pair: Pair) -> str:
+    sides = "".join(_document(side, side.source) for side in (pair.chosen, pair.rejected))
     return (
         f'<div class="row"><h4>Pair {pair.number:,}<small>rejected: {_text(pair.made)}</small></h4>'
         f'<div class="sides">{sides}</div></div>'
     )
 
 
-def _head_and_rows(table: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    return table[0], table[1:]
+def _facts(survey: RowSurvey) -> dict[str, dict[str, Any]]:
+    """What the manifest says beside its long lists, such as those of shards."""
+    about = {key: value for key, value in survey.manifest.items() if not isinstance(value, dict | list)}
+    split = {key: value for key, value in survey.manifest[survey.split].items() if not isinstance(value, dict | list)}
+    return {"manifest.json": about, survey.split: split}
+
+
+def _table(table: list[list[str]]) -> str:
+    """A table whose first line is its head."""
+    return block(Table(table[0], [list(map(visible, row)) for row in table[1:]]))
 
 
 def _text(text: str) -> str:

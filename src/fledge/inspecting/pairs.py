@@ -13,7 +13,7 @@ from fledge.data.pairs import read_pairs
 from fledge.data.tokenise import IGNORED
 
 from .rows import Document, even
-from .tokens import pieces
+from .tokens import Reader
 
 
 MOST_PAIRS = 5_000
@@ -71,7 +71,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: dict[str, Any]) -> tuple[li
     return prompt[:shared], chosen[shared:], rejected[shared:]
 
 
-def pair_at(pairs: datasets.Dataset, number: int, tokenizer: PreTrainedTokenizerBase) -> Pair:
+def pair_at(pairs: datasets.Dataset, number: int, reader: Reader) -> Pair:
     """Pair `number`, counted from 1.
 
     Raises:
@@ -80,12 +80,12 @@ def pair_at(pairs: datasets.Dataset, number: int, tokenizer: PreTrainedTokenizer
     if not 1 <= number <= len(pairs):
         raise ValueError(f"--row {number}: there are pairs 1 to {len(pairs)}")
     values = pairs[number - 1]
-    prompt, *answers = encode(tokenizer, values)
+    prompt, *answers = encode(reader.tokenizer, values)
     made = str(values.get("made") or "not recorded")
     sides = []
     for side, answer in zip(SIDES, answers, strict=True):
         ids = prompt + answer
-        sides.append(Document(ids, [IGNORED] * len(prompt) + answer, pieces(tokenizer, ids), side))
+        sides.append(Document(ids, [IGNORED] * len(prompt) + answer, reader.pieces(ids), side))
     return Pair(number, *sides, made)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from fledge.data.tokenise import IGNORED
 
-from .tokens import Piece, pieces
+from .tokens import Piece, Reader
 
 
 MOST_ROWS = 20_000
@@ -105,8 +104,8 @@ class Figures:
 
 
 def source_names(manifest: dict[str, Any], split: str) -> list[str]:
-    """What the manifest calls its sources; a source may stand there as a name or with its counts."""
-    listed = manifest[split].get("sources") or manifest.get("sources") or []
+    """What the manifest calls its sources, in the order that rows refer to."""
+    listed = manifest.get("sources") or manifest[split].get("sources") or []
     return [entry.get("name", "?") if isinstance(entry, dict) else str(entry) for entry in listed]
 
 
@@ -118,7 +117,7 @@ def even(total: int, count: int) -> list[int]:
 def row_at(
     rows: Sequence[dict[str, Any]],
     number: int,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader,
     manifest: dict[str, Any],
     split: str,
 ) -> Row:
@@ -136,17 +135,15 @@ def row_at(
     documents, start = [], 0
     for length, name in zip(_plain(item["seq_lengths"]), names, strict=True):
         part = slice(start, start + length)
-        documents.append(Document(ids[part], labels[part], pieces(tokenizer, ids[part]), name))
+        documents.append(Document(ids[part], labels[part], reader.pieces(ids[part]), name))
         start += length
     return Row(number, documents, manifest["max_length"])
 
 
-def count(
-    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], split: str
-) -> Figures:
+def count(rows: Sequence[dict[str, Any]], reader: Reader, manifest: dict[str, Any], split: str) -> Figures:
     """Figures over the split, and how often its rows break a rule."""
     figures = Figures(len(rows), manifest["max_length"])
-    names = source_names(manifest, split)
+    names, stops = source_names(manifest, split), list(reader.stops)
     for index in tqdm(even(len(rows), MOST_ROWS), desc=f"inspect: {split}", unit=" rows", disable=None, leave=False):
         item = rows[index]
         ids, labels = np.asarray(item["input_ids"]), np.asarray(item["labels"])
@@ -156,10 +153,10 @@ def count(
         figures.fills.append(len(ids) / figures.max_length)
         figures.lengths += lengths
         figures.sources += _sources_of(item, names)
-        figures.stops += int((learnt & (ids == tokenizer.eos_token_id)).sum())
+        figures.stops += int((learnt & np.isin(ids, stops)).sum())
         starts = np.cumsum([0, *lengths])
         figures.supervised += [int(learnt[a:b].sum()) for a, b in pairwise(starts)]
-        for rule, times in _breaches(ids, labels, starts, tokenizer, figures).items():
+        for rule, times in _breaches(ids, labels, starts, reader, figures).items():
             if times:
                 figures.breaches[rule] += times
                 figures.places.setdefault(rule, index + 1)
@@ -167,7 +164,7 @@ def count(
 
 
 def _breaches(
-    ids: np.ndarray, labels: np.ndarray, starts: np.ndarray, tokenizer: PreTrainedTokenizerBase, figures: Figures
+    ids: np.ndarray, labels: np.ndarray, starts: np.ndarray, reader: Reader, figures: Figures
 ) -> dict[str, int]:
     learnt = labels != IGNORED
     if len(ids) != len(labels) or starts[-1] != len(ids) or len(ids) > figures.max_length:
@@ -177,9 +174,9 @@ def _breaches(
         "labels": int((learnt & (labels != ids)).sum()),
         "first": int(learnt[starts[:-1]].sum()),
         "learnt": sum(not learnt[part].any() for part in parts),
-        "known": int((ids >= len(tokenizer)).sum() + (ids < 0).sum()),
-        "padding": int((ids == tokenizer.pad_token_id).sum()),
-        "stop": sum(int(ids[part][-1]) != tokenizer.eos_token_id for part in parts),
+        "known": int((ids >= len(reader.tokenizer)).sum() + (ids < 0).sum()),
+        "padding": int((ids == reader.tokenizer.pad_token_id).sum()),
+        "stop": sum(int(ids[part][-1]) not in reader.stops for part in parts),
     }
 
 

@@ -23,6 +23,22 @@ def source_table(figures: Figures) -> list[list[str]]:
     return table
 
 
+def recorded_sources(manifest: dict[str, Any], split: str) -> list[list[str]] | None:
+    """A head and a row for each source with what prepare recorded of it; None if that is no more than its name."""
+    listed = [entry for entry in manifest[split].get("sources") or [] if isinstance(entry, dict)]
+    names = list(dict.fromkeys(name for entry in listed for name in entry if name != "name"))
+    if not names:
+        return None
+    rows = [[str(entry.get("name", "?")), *(plain(entry.get(name)) for name in names)] for entry in listed]
+    return [["recorded by prepare", *(name.replace("_", " ") for name in names)], *rows]
+
+
+def first_place(manifest: dict[str, Any], split: str, name: str) -> str:
+    """The file and row where prepare first met what it counted under `name`, if it says so."""
+    found = (manifest[split].get("places") or {}).get(name)
+    return str(found[0]) if isinstance(found, list) and found else ""
+
+
 def counts_of(manifest: dict[str, Any], split: str) -> dict[str, float] | None:
     """What prepare counted, flat; None if the manifest does not say."""
     counts = manifest[split].get("counts")
@@ -59,8 +75,8 @@ def bins(values: Sequence[int], most: int) -> list[tuple[int, int, int]]:
     return [(i * width, (i + 1) * width - 1, counts[i]) for i in range(low // width, high // width + 1)]
 
 
-def mask_words(document: Document, start: int, end: int, learnt: bool, stop: str) -> str:
+def mask_words(document: Document, start: int, end: int, learnt: bool) -> str:
     """The mask of a run of tokens: `0 × 19`, or `1 × 26, stop token last`."""
     words = f"{int(learnt)} × {end - start}"
-    last = next((piece.text for piece in document.pieces if piece.start == end - 1), "")
-    return f"{words}, stop token last" if learnt and last == stop else words
+    ends = any(piece.is_stop and piece.start == end - 1 for piece in document.pieces)
+    return f"{words}, stop token last" if learnt and ends else words

@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from fledge.data.load import load_tokenizer
 from fledge.data.prepared import load_prepared
 from fledge.data.tokenise import IGNORED
 
@@ -19,6 +20,7 @@ from .leak import MOST_ROWS, LeakTest, leak_test
 from .models import model_of
 from .pairs import Pair, PairFigures
 from .rows import Document, Figures, Row, even
+from .tokens import Reader
 
 
 STRIPS = 48
@@ -47,7 +49,6 @@ class RowSurvey:
     strips: list[Strip]
     conversation: Document | None
     template: str
-    stop: str
     checks: list[Check]
     leak: LeakTest | None
 
@@ -60,7 +61,6 @@ class PairSurvey:
     split: str
     figures: PairFigures
     pairs: list[Pair]
-    stop: str
     checks: list[Check]
 
 
@@ -77,23 +77,23 @@ def survey(subject: Subject, split: str, row: int | None, count: int, with_leak_
     Raises:
         ValueError: no such row, or a folder that is not whole.
     """
-    tokenizer = _tokenizer(subject)
+    tokenizer = load_tokenizer(subject.tokenizer, "model_name_or_path" if subject.is_pairs else "tokenizer")
     if subject.is_pairs:
         return _survey_pairs(subject, split, row, count, tokenizer)
     train, heldout, manifest = load_prepared(subject.folder)
     rows = train if split == "train" else heldout
-    figures = packed.count(rows, tokenizer, manifest, split)
+    reader = Reader.of(tokenizer)
+    figures = packed.count(rows, reader, manifest, split)
     shown = [row] if row else [index + 1 for index in even(len(rows), count)]
     return RowSurvey(
         subject,
         split,
         manifest,
         figures,
-        [packed.row_at(rows, number, tokenizer, manifest, split) for number in shown],
+        [packed.row_at(rows, number, reader, manifest, split) for number in shown],
         [_strip(rows[index]) for index in even(len(rows), STRIPS)],
-        _conversation(rows, tokenizer, manifest, split),
+        _conversation(rows, reader, manifest, split),
         tokenizer.chat_template or "",
-        tokenizer.eos_token,
         check_rows(subject, tokenizer, manifest, figures),
         _leak(subject, rows, tokenizer, manifest["max_length"]) if with_leak_test else None,
     )
@@ -104,21 +104,15 @@ def _survey_pairs(
 ) -> PairSurvey:
     pairs = preference.load(subject.folder, split)
     figures = preference.count(pairs, tokenizer, subject.trainer.values.get("max_length") if subject.trainer else None)
+    reader = Reader.of(tokenizer)
     shown = [row] if row else [index + 1 for index in even(len(pairs), count)]
     return PairSurvey(
         subject,
         split,
         figures,
-        [preference.pair_at(pairs, number, tokenizer) for number in shown],
-        tokenizer.eos_token,
-        check_pairs(tokenizer, figures),
+        [preference.pair_at(pairs, number, reader) for number in shown],
+        check_pairs(subject, tokenizer, figures),
     )
-
-
-def _tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
-    if not (subject.tokenizer / "tokenizer_config.json").is_file():
-        raise ValueError(f"{subject.name}: no tokenizer in {subject.tokenizer}; run the stage that makes it")
-    return AutoTokenizer.from_pretrained(subject.tokenizer, trust_remote_code=False)
 
 
 def _strip(item: dict[str, Any]) -> Strip:
@@ -133,7 +127,7 @@ def _strip(item: dict[str, Any]) -> Strip:
 
 
 def _conversation(
-    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], split: str
+    rows: Sequence[dict[str, Any]], reader: Reader, manifest: dict[str, Any], split: str
 ) -> Document | None:
     """A short one of two or three turns, if the rows hold any."""
     best: tuple[tuple[int, int], int, int] | None = None
@@ -148,7 +142,7 @@ def _conversation(
                 best = (rank, index, place)
     if best is None:
         return None
-    return packed.row_at(rows, best[1] + 1, tokenizer, manifest, split).documents[best[2]]
+    return packed.row_at(rows, best[1] + 1, reader, manifest, split).documents[best[2]]
 
 
 def _leak(

@@ -89,11 +89,11 @@ def _rows(survey: RowSurvey, paper: Paper) -> Iterator[str]:
     yield f"  {legend(paper)}"
     for row in survey.rows:
         yield ""
-        yield from _row(row, survey.stop, paper)
+        yield from _row(row, paper)
     if survey.conversation is not None:
         yield ""
         yield paper.ink("  the template beside its mask", HEAD)
-        yield from _beside_mask(survey.conversation, survey.stop, paper)
+        yield from _beside_mask(survey.conversation, paper)
     if survey.leak is not None:
         yield ""
         yield from leak_lines(survey.leak)
@@ -130,7 +130,7 @@ def _histogram(title: str, values: list[int], paper: Paper) -> Iterator[str]:
         yield f"  {f'{low}–{high}':>11} {bar or ('▏' if count else '')} {count:,}"
 
 
-def _row(row: Row, stop: str, paper: Paper) -> Iterator[str]:
+def _row(row: Row, paper: Paper) -> Iterator[str]:
     padding = row.max_length - row.tokens
     yield paper.ink(f"  row {row.number:,}", HEAD) + (
         f": {len(row.documents)} document{'s' * (len(row.documents) != 1)}, {row.tokens} of {row.max_length} tokens, "
@@ -141,7 +141,7 @@ def _row(row: Row, stop: str, paper: Paper) -> Iterator[str]:
         length = len(document.input_ids)
         head = f" document {number}, positions 0–{length - 1}, loss on {sum(document.supervised)} of {length}"
         yield paper.ink(f"  ┌{head}{f', {visible(document.source)}' if document.source else ''}", SPECIAL)
-        for position, line in _wrapped(document, stop, paper.width - GUTTER - 5, paper):
+        for position, line in _wrapped(document, paper.width - GUTTER - 5, paper):
             yield f"  │{position:>{GUTTER - 1}}  {line}"
     if padding:
         yield paper.ink(f"  └ {padding} tokens of padding, a document of their own, no loss", SPECIAL)
@@ -165,7 +165,7 @@ def _ribbon(row: Row, width: int, paper: Paper) -> str:
 
 
 def _wrapped(
-    document: Document, stop: str, width: int, paper: Paper, first: int = 0, end: int | None = None
+    document: Document, width: int, paper: Paper, first: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, str]]:
     """Tokens `first` to `end` in lines of at most `width` columns, each with the position of its first token."""
     line, used, position, was_learnt = "", 0, first, False
@@ -174,7 +174,7 @@ def _wrapped(
         if piece.start < first or (end is not None and piece.start >= end):
             continue
         learnt = supervised[piece.start]
-        is_stop = learnt and piece.is_special and piece.text == stop
+        is_stop = learnt and piece.is_stop
         text = visible(piece.text) + (f"‹{piece.count}›" if piece.count > 1 and not piece.is_special else "")
         marks = (
             "" if paper.colour else ("[" if learnt and not was_learnt else "]" if was_learnt and not learnt else "")
@@ -200,12 +200,12 @@ def _columns(text: str) -> int:
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def _beside_mask(document: Document, stop: str, paper: Paper) -> Iterator[str]:
+def _beside_mask(document: Document, paper: Paper) -> Iterator[str]:
     """Rendered text on the left; on the right how many tokens of it have which mask."""
     width = max(paper.width - 30, 20)
     for start, end, learnt in document.runs:
-        mask = mask_words(document, start, end, learnt, stop)
-        for index, (_, line) in enumerate(_wrapped(document, stop, width, paper, start, end)):
+        mask = mask_words(document, start, end, learnt)
+        for index, (_, line) in enumerate(_wrapped(document, width, paper, start, end)):
             padding = " " * (width + 2 - _columns(_plain(line)))
             yield f"  {line}{padding}{paper.ink(mask, LOSS if learnt else CONTEXT) if index == 0 else ''}"
 
@@ -235,6 +235,6 @@ def _pairs(survey: PairSurvey, paper: Paper) -> Iterator[str]:
             f"rejected, loss on {sum(pair.rejected.supervised)}",
         )
         sides = (pair.chosen, pair.rejected)
-        left, right = ([line for _, line in _wrapped(side, survey.stop, width, paper)] for side in sides)
+        left, right = ([line for _, line in _wrapped(side, width, paper)] for side in sides)
         for one, other in zip_longest((heads[0], *left), (heads[1], *right), fillvalue=""):
             yield f"  {one}{' ' * (width - _columns(_plain(one)))}│ {other}"
