@@ -16,10 +16,16 @@ FLOORS = [
     {"data"},
     {"evaluation", "training", "results"},
     {"stages"},
-    {"launching", "chat", "cli", "__main__"},
+    {"launching", "inspecting", "chat", "cli", "__main__"},
 ]
 """From the ground. The rooms of the ground floor may use each other; elsewhere NEIGHBOURS says who may use whom."""
-NEIGHBOURS = {("training", "results"), ("cli", "launching"), ("cli", "chat"), ("__main__", "cli")}
+NEIGHBOURS = {
+    ("training", "results"),
+    ("cli", "launching"),
+    ("cli", "inspecting"),
+    ("cli", "chat"),
+    ("__main__", "cli"),
+}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

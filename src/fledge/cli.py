@@ -27,6 +27,7 @@ STAGES = {
 }
 OTHERS = {
     "run": "every stage of a recipe folder, in order",
+    "inspect": "see packed rows, masks and pairs token by token",
     "report": "one page about a run",
     "chat": "talk to a model",
 }
@@ -65,7 +66,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in STAGES:
         return _stage(command, rest)
     if command in OTHERS:
-        return {"run": _run, "report": _report, "chat": _chat}[command](rest)
+        return {"run": _run, "inspect": _inspect, "report": _report, "chat": _chat}[command](rest)
     near = get_close_matches(command, [*STAGES, *OTHERS], 1)
     raise ValueError(f"{command}: no such command; {f'did you mean {near[0]}?' if near else 'see fledge --help'}")
 
@@ -105,6 +106,27 @@ def _run(argv: Sequence[str]) -> int:
     from fledge.launching.chain import run
 
     return run(arguments.folder, arguments.on, arguments.only, arguments.start)
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    parser = _Parser("fledge inspect", description="See what a packed, masked batch really is.", allow_abbrev=False)
+    parser.add_argument(
+        "path", type=Path, metavar="RECIPE", help="a prepare, pretrain, sft or dpo recipe, or a folder"
+    )
+    parser.add_argument("--row", type=int, metavar="N", help="show row N alone, counted from 1")
+    parser.add_argument("--rows", type=int, default=4, metavar="K", help="show K rows, evenly spaced; 4 if left out")
+    parser.add_argument("--eval", action="store_true", help="the held-out rows instead of those trained on")
+    parser.add_argument("--check", action="store_true", help="only list the checks; exit with 2 if one fails")
+    parser.add_argument("--leak-test", action="store_true", help="disturb a document and measure its neighbours")
+    parser.add_argument("--html", type=Path, metavar="PATH", help="where the page goes; RUN/inspect.html if left out")
+    options = parser.parse_args(argv)
+    if options.rows < 1:
+        raise ValueError(f"inspect: --rows {options.rows}: at least 1")
+    from fledge.inspecting.report import inspect
+
+    split = "eval" if options.eval else "train"
+    inspect(options.path, split, options.row, options.rows, options.check, options.leak_test, options.html)
+    return 0
 
 
 def _report(argv: Sequence[str]) -> int:

@@ -15,7 +15,11 @@ _CHINESE = re.compile(r"[\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef]+"
 
 def page(title: str, sections: list[Section]) -> str:
     """The sections under a title, as a whole document."""
-    body = "\n".join(_section(section) for section in sections)
+    return document(title, f"<style>{CSS}</style>", "\n".join(_section(section) for section in sections))
+
+
+def document(title: str, head: str, body: str) -> str:
+    """A whole HTML document: `head` and `body` are HTML, the title is text."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -23,11 +27,11 @@ def page(title: str, sections: list[Section]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{CSS}</style>
+{head}
 </head>
 <body>
 <main>
-<h1>{_text(title)}</h1>
+<h1>{marked(title)}</h1>
 {body}
 </main>
 </body>
@@ -36,17 +40,18 @@ def page(title: str, sections: list[Section]) -> str:
 
 
 def _section(section: Section) -> str:
-    title = f"<h2>{_text(section.title)}</h2>\n" if section.title else ""
-    return f"<section>\n{title}" + "\n".join(_block(block) for block in section.blocks) + "\n</section>"
+    title = f"<h2>{marked(section.title)}</h2>\n" if section.title else ""
+    return f"<section>\n{title}" + "\n".join(block(block) for block in section.blocks) + "\n</section>"
 
 
-def _block(block: Block) -> str:
+def block(block: Block) -> str:
+    """One block as HTML."""
     match block:
         case Text(text, is_warning):
-            return f"<p{' class=warning' if is_warning else ''}>{_text(text)}</p>"
+            return f"<p{' class=warning' if is_warning else ''}>{marked(text)}</p>"
         case Tiles(tiles):
             cells = (
-                f"<div><b>{_text(t.value)}</b>{_text(t.label)}<small>{_text(t.note)}</small></div>" for t in tiles
+                f"<div><b>{marked(t.value)}</b>{marked(t.label)}<small>{marked(t.note)}</small></div>" for t in tiles
             )
             return f'<div class="tiles">{"".join(cells)}</div>'
         case Table(head, rows):
@@ -55,9 +60,9 @@ def _block(block: Block) -> str:
             return _bars(title, rows)
         case Charts(title, charts):
             drawn = "".join(map(_figure, charts)) or "<p>Nothing logged yet.</p>"
-            return f'<h3>{_text(title)}</h3>\n<div class="charts">{drawn}</div>'
+            return f'<h3>{marked(title)}</h3>\n<div class="charts">{drawn}</div>'
         case Facts(groups):
-            cards = (f"<div><h3>{_text(title)}</h3>{_facts(values)}</div>" for title, values in groups.items())
+            cards = (f"<div><h3>{marked(title)}</h3>{_facts(values)}</div>" for title, values in groups.items())
             return f'<div class="facts">{"".join(cards)}</div>'
         case Samples(groups):
             return "\n".join(_group(form, samples) for form, samples in groups.items())
@@ -66,9 +71,9 @@ def _block(block: Block) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+    top = "".join(f'<th scope="col">{marked(cell)}</th>' for cell in head)
     body = "".join(
-        f'<tr><th scope="row">{_text(name)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{marked(name)}</th>{"".join(f"<td>{marked(cell)}</td>" for cell in cells)}</tr>'
         for name, *cells in rows
     )
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -77,30 +82,32 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _bars(title: str, rows: list[tuple[str, float, str]]) -> str:
     longest = max(length for _, length, _ in rows) or 1
     body = "".join(
-        f'<div>{_text(label)}</div><div class="bar"><i style="width:{length / longest:.2%}"></i></div>'
-        f"<div>{_text(text)}</div>"
+        f'<div>{marked(label)}</div><div class="bar"><i style="width:{length / longest:.2%}"></i></div>'
+        f"<div>{marked(text)}</div>"
         for label, length, text in rows
     )
-    return f'<h3>{_text(title)}</h3>\n<div class="bars">{body}</div>'
+    return f'<h3>{marked(title)}</h3>\n<div class="bars">{body}</div>'
 
 
 def _figure(chart: Chart) -> str:
     last = ((index, name, points[-1][1]) for index, (name, points) in enumerate(chart.finite.items()) if points)
     legend = "".join(
-        f'<span class="s{index}">{_text(name)} <b>{short(value)}</b></span>' for index, name, value in last
+        f'<span class="s{index}">{marked(name)} <b>{short(value)}</b></span>' for index, name, value in last
     )
     lost = f"<small>{chart.not_drawn} values are not finite and not drawn</small>" if chart.not_drawn else ""
-    caption = f"<figcaption><span>{_text(chart.title)} <small>{_text(chart.unit)}</small></span>{legend}</figcaption>"
+    caption = (
+        f"<figcaption><span>{marked(chart.title)} <small>{marked(chart.unit)}</small></span>{legend}</figcaption>"
+    )
     return f"<figure>{caption}{line_chart(chart)}{lost}</figure>"
 
 
 def _facts(values: dict[str, Any]) -> str:
     items = (
-        f"<dt>{_text(str(key))}</dt>"
+        f"<dt>{marked(str(key))}</dt>"
         + (
             f'<dd class="nested">{_facts(value)}</dd>'
             if isinstance(value, dict)
-            else f"<dd>{_text(plain(value))}</dd>"
+            else f"<dd>{marked(plain(value))}</dd>"
         )
         for key, value in values.items()
     )
@@ -109,7 +116,7 @@ def _facts(values: dict[str, Any]) -> str:
 
 def _group(form: str, samples: list[dict[str, Any]]) -> str:
     cards = "".join(map(_sample, samples))
-    return f'<h3 class="form">{_text(form)}</h3>\n<div class="samples">{cards}</div>'
+    return f'<h3 class="form">{marked(form)}</h3>\n<div class="samples">{cards}</div>'
 
 
 def _sample(sample: dict[str, Any]) -> str:
@@ -121,6 +128,6 @@ def _sample(sample: dict[str, Any]) -> str:
     )
 
 
-def _text(text: str) -> str:
+def marked(text: str) -> str:
     """Escaped, with the Chinese in it marked as such, so that browsers choose Chinese glyphs and voices."""
     return _CHINESE.sub(r'<span lang="zh-Hans">\g<0></span>', escape(text))

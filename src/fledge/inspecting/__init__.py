@@ -1,0 +1,1 @@
+"""Inspecting: what a packed, masked batch really is, in the terminal and as one page."""
