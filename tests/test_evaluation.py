@@ -281,11 +281,16 @@ def test_a_pair_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
     good = wrong_form_pairs(REQUESTS, REQUESTS, 2, seed=0)
     write_pairs(tmp_path / "pairs.parquet", good)
     assert read_pairs(tmp_path / "pairs.parquet").to_list() == good
-    with pytest.raises(ValueError, match=r"^pair 3: chosen and rejected are the same$"):
+    with pytest.raises(ValueError, match=r"^pair 3: chosen and rejected are the same; "):
         write_pairs(tmp_path / "same.parquet", [*good, {**good[0], "rejected": good[0]["chosen"]}])
-    for side in ("prompt", "chosen", "rejected"):
-        for empty in ([], [{"role": "assistant", "content": ""}]):
-            with pytest.raises(ValueError, match=f"^here: {side} is empty$"):
-                check_pair({**good[0], side: empty}, "here")
+    for side, role, missing, empty in (
+        ("prompt", "user", "pair without a prompt", "an empty user turn"),
+        ("chosen", "assistant", "pair without its chosen or rejected side", "an empty answer"),
+        ("rejected", "assistant", "pair without its chosen or rejected side", "an empty answer"),
+    ):
+        for value, fault in ([], missing), ([{"role": role, "content": ""}], empty):
+            with pytest.raises(ValueError, match=f"^here: {fault}; "):
+                check_pair({**good[0], side: value}, "here")
+    check_pair({**good[0], "rejected": [{"role": "assistant", "content": "what the model wrote \ufffd"}]}, "here")
     with pytest.raises(ValueError, match=r"no such file: .*gone\.parquet; run the pairs stage"):
         read_pairs(tmp_path / "gone.parquet")

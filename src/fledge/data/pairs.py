@@ -6,6 +6,8 @@ from typing import Any
 
 import datasets
 
+from .faults import CONTROL, FAULTS, MOJIBAKE, REPLACED, fault_of
+
 
 MESSAGES = [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
 FEATURES = datasets.Features(
@@ -19,6 +21,9 @@ FEATURES = datasets.Features(
     }
 )
 """`made` says how the rejected answer came about, `rejected_score` what the judge gave it, 0 to 1."""
+
+SAMPLED = {REPLACED, CONTROL, MOJIBAKE}
+"""Faults of a pair that are let through: a rejected answer is what the model wrote, broken characters included."""
 
 
 def write_pairs(path: Path, pairs: Sequence[dict[str, Any]]) -> None:
@@ -43,9 +48,7 @@ def read_pairs(path: Path) -> datasets.Dataset:
 
 
 def check_pair(pair: dict[str, Any], place: str) -> None:
-    """Raise ValueError for an empty side, or for two sides that are the same: both teach nothing, silently."""
-    for side in ("prompt", "chosen", "rejected"):
-        if not pair[side] or not pair[side][-1]["content"]:
-            raise ValueError(f"{place}: {side} is empty")
-    if pair["chosen"] == pair["rejected"]:
-        raise ValueError(f"{place}: chosen and rejected are the same")
+    """Raise ValueError for a pair that teaches nothing: an empty or missing side, two sides that are the same, ..."""
+    fault = fault_of(pair)
+    if fault and fault not in SAMPLED:
+        raise ValueError(f"{place}: {fault}; {FAULTS[fault]}")

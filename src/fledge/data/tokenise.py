@@ -1,114 +1,228 @@
 """Text and conversations -> documents: token ids with the labels that are trained on."""
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from .faults import KEEPABLE, Tally, fault_of, refusal, special_text
 from .sources import Row
 
 
 IGNORED = -100
 """Label of a token that is context only."""
 
+Overlong = Literal["split", "drop", "truncate", "split-at-a-turn", "fail"]
+Faulty = Literal["drop", "keep", "fail"]
+
 
 @dataclass
 class Document:
-    """Token ids and labels of one document, equally long; the first label is always ignored."""
+    """Token ids and labels of one document, each (length,) int32; the first label is always ignored."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, ids: Sequence[int], mask: Sequence[int] | None = None) -> "Document":
+        """From ids and the mask that `render` gives; without a mask every token but the first is trained on."""
+        input_ids = np.array(ids, dtype=np.int32)
+        labels = input_ids.copy() if mask is None else np.where(np.array(mask, dtype=bool), input_ids, IGNORED)
+        labels[0] = IGNORED
+        return cls(input_ids, labels.astype(np.int32))
 
     @property
     def supervised(self) -> int:
         """Tokens that are trained on."""
-        return sum(label != IGNORED for label in self.labels)
+        return int(np.count_nonzero(self.labels != IGNORED))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, part: slice) -> "Document":
+        return Document(self.input_ids[part], self.labels[part])
 
 
 @dataclass
 class Tokeniser:
-    """Turns rows into documents of at most `max_length` tokens, and counts what it met.
+    """Turns rows into documents, and counts what it met in `tally`.
 
     A row with `text` becomes <bos> text <eos>, every token but the first a label. A row with `messages` is rendered by
     the tokenizer's chat template; its labels are what stands between the template's generation markers: the
     assistant's tokens and the stop token of each turn.
+
+    Args:
+        max_length: no conversation comes out longer, in tokens; nor a text, unless `cuts_text`.
+        overlong: what is done with a longer one.
+        faulty: what is done with a row that fault_of names; None: rows are not looked at.
+        cuts_text: whether packing will cut text that is longer than a row.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-    overlong: Literal["split", "drop", "fail"] = "fail"
-    faulty: Literal["drop", "fail"] = "fail"
-    counts: Counter[str] = field(default_factory=Counter)
+    overlong: Overlong = "fail"
+    faulty: Faulty | None = "fail"
+    cuts_text: bool = False
+    tally: Tally = field(default_factory=Tally)
+    overlong_rows: int = 0
+    """Rows that were dropped, truncated or split because they were too long."""
 
-    def documents(self, row: Row) -> list[Document]:
-        """The documents of one row: one, several if it had to be split, none if it was dropped.
+    def __post_init__(self) -> None:
+        self._special = special_text(self.tokenizer.all_special_tokens)
+        self.tokenizer("")  # brings the backend into the state that every call of the tokenizer works in
+
+    def documents(self, rows: Sequence[Row]) -> list[Document]:
+        """The documents of a batch of rows, in order: of each row one, several if it was split, none if dropped.
 
         Raises:
             ValueError: a row that cannot be trained on where the recipe says `fail`.
         """
-        self.counts["rows"] += 1
-        if isinstance(row.values.get("messages"), list):
-            document, fault = self._conversation(row.values["messages"])
-        elif "text" in row.values and isinstance(row.values["text"], str | None):
-            document, fault = self._text(row.values["text"] or "")
-        else:
-            raise ValueError(f"{row.place}: neither `text` nor `messages`; its columns are {', '.join(row.values)}")
+        self.tally.rows += len(rows)
+        rows = [row for row in rows if self._is_sound(row)]
+        chats = [row for row in rows if _is_conversation(row)]
+        rendered = iter(_render_all(self.tokenizer, [row.values["messages"] for row in chats]))
+        texts = [row.values["text"] or "" for row in rows if not _is_conversation(row)]
+        encoded = iter(self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        found: list[Document] = []
+        for row in rows:
+            if not _is_conversation(row):
+                found += self._fitting_text(Document.of([begin, *next(encoded).ids, end]), row)
+            elif isinstance(result := next(rendered), Exception):
+                self._refuse(row, "the chat template cannot render it", f" ({result})")
+            else:
+                found += self._fitting_chat(Document.of(*result), row)
+        return found
+
+    def _is_sound(self, row: Row) -> bool:
+        fault = fault_of(row.values, self._special) if self.faulty else None
+        if fault and self.faulty == "fail":
+            raise ValueError(refusal(fault, row.place))
+        kept = self.faulty == "keep" and fault in KEEPABLE
         if fault:
-            if self.faulty == "fail":
-                raise ValueError(
-                    f"{row.place}: {fault}; correct the row, or write `faulty: drop` to leave such rows out"
-                )
-            self.counts[f"dropped: {fault}"] += 1
-            return []
-        if len(document.input_ids) > self.max_length:
-            return self._shortened(document, row)
-        return [document]
+            self.tally.add(f"{'kept' if kept else 'dropped'}: {fault}", row.place)
+        return not fault or kept
 
-    def _text(self, text: str) -> tuple[Document | None, str | None]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            return None, "empty text"
-        ids = [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
-        return Document(ids, [IGNORED, *ids[1:]]), None
+    def _refuse(self, row: Row, fault: str, detail: str = "") -> None:
+        if self.faulty in ("fail", None):
+            raise ValueError(
+                f"{row.place}: {fault}{detail}; correct the row, or write `faulty: drop` to leave such rows out"
+            )
+        self.tally.add(f"dropped: {fault}", row.place)
 
-    def _conversation(self, messages: list[dict[str, Any]]) -> tuple[Document | None, str | None]:
-        if not all(isinstance(message, dict) for message in messages):
-            return None, "a message that is no object with role and content"
-        answers = [message.get("content") for message in messages if message.get("role") == "assistant"]
-        if not answers:
-            return None, "no assistant turn"
-        if not all(isinstance(answer, str) and answer.strip() for answer in answers):
-            return None, "an empty assistant turn"
-        try:
-            ids, mask = render(self.tokenizer, messages)
-        except (TemplateError, TypeError) as error:  # a role it does not know, or words that are no text
-            return None, f"the chat template cannot render it ({error})"
-        labels = [token if supervised else IGNORED for token, supervised in zip(ids, mask, strict=True)]
-        labels[0] = IGNORED
-        return Document(ids, labels), None
-
-    def _shortened(self, document: Document, row: Row) -> list[Document]:
-        length = len(document.input_ids)
-        is_text = not isinstance(row.values.get("messages"), list)
-        if self.overlong == "split" and is_text:
-            self.counts["split"] += 1
-            starts = range(0, length, self.max_length)
-            parts = [slice(start, start + self.max_length) for start in starts]
-            return [Document(document.input_ids[p], [IGNORED, *document.labels[p][1:]]) for p in parts]
+    def _fitting_text(self, document: Document, row: Row) -> list[Document]:
+        if len(document) <= self.max_length:
+            return [document]
+        if self.cuts_text:
+            self.tally.add("text cut over rows", row.place)
+            return [document]
+        self.overlong_rows += 1
         if self.overlong == "drop":
-            self.counts[f"dropped: longer than {self.max_length} tokens"] += 1
-            return []
+            return self._dropped(row, f"longer than {self.max_length} tokens")
         raise ValueError(
-            f"{row.place}: {length} tokens, and max_length is {self.max_length}; raise max_length, or write "
-            "`overlong: drop`" + (" or `overlong: split`" if is_text else " (an answer is never cut)")
+            f"{row.place}: {len(document)} tokens, and max_length is {self.max_length}; raise max_length, write "
+            "`packing_strategy: best-fit-split` to cut such text over rows, or `overlong: drop`"
         )
+
+    def _fitting_chat(self, document: Document, row: Row) -> list[Document]:
+        if not document.supervised:
+            self._refuse(row, "no token to learn from")
+            return []
+        if len(document) <= self.max_length:
+            return [document]
+        self.overlong_rows += 1
+        if self.overlong == "drop":
+            return self._dropped(row, f"longer than {self.max_length} tokens")
+        if self.overlong == "truncate":
+            return self._truncated(document, row)
+        if self.overlong == "split-at-a-turn":
+            return self._split(row)
+        raise ValueError(
+            f"{row.place}: {len(document)} tokens, and max_length is {self.max_length}; raise max_length, or write "
+            "`overlong: drop`, `overlong: truncate` or `overlong: split-at-a-turn`"
+        )
+
+    def _dropped(self, row: Row, reason: str) -> list[Document]:
+        self.tally.add(f"dropped: {reason}", row.place)
+        return []
+
+    def _truncated(self, document: Document, row: Row) -> list[Document]:
+        supervised = document.labels != IGNORED
+        ends = np.flatnonzero(supervised & ~np.append(supervised[1:], False)) + 1
+        whole = ends[ends <= self.max_length]
+        if len(whole):
+            self.tally.add("truncated: after the last whole answer that fits", row.place)
+            return [document[: whole[-1]]]
+        if not supervised[: self.max_length].any():
+            return self._dropped(row, f"no answer begins within {self.max_length} tokens")
+        self.tally.add("truncated: an answer lost its stop token", row.place)
+        return [document[: self.max_length]]
+
+    def _split(self, row: Row) -> list[Document]:
+        system, exchanges = _exchanges(row.values["messages"])
+        found: list[Document] = []
+        taken: list[dict[str, Any]] = []
+        for exchange in exchanges:
+            longer = Document.of(*render(self.tokenizer, [*system, *taken, *exchange]))
+            if taken and len(longer) <= self.max_length:
+                found[-1] = longer
+                taken += exchange
+                continue
+            alone = Document.of(*render(self.tokenizer, [*system, *exchange])) if taken else longer
+            taken = list(exchange) if len(alone) <= self.max_length else []
+            if taken:
+                found.append(alone)
+            else:
+                self.tally.add(f"dropped: one exchange longer than {self.max_length} tokens", row.place)
+        if found:
+            self.tally.add("split at a turn", row.place)
+        return found
+
+
+def _is_conversation(row: Row) -> bool:
+    return "messages" in row.values
+
+
+def _exchanges(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """The system turn, and the other turns up to each answer; turns after the last answer teach nothing."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    exchanges, turns = [], []
+    for message in messages[len(system) :]:
+        turns.append(message)
+        if message["role"] == "assistant":
+            exchanges.append(turns)
+            turns = []
+    return system, exchanges
+
+
+def _render_all(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, Any]]]
+) -> Iterator[tuple[list[int], list[int]] | Exception]:
+    """`render` of each conversation, many at once; in place of one that the template refuses, the error."""
+    if not conversations:
+        return
+    try:
+        rendered = _rendered(tokenizer, conversations)
+        yield from zip(rendered["input_ids"], rendered["assistant_masks"], strict=True)
+    except (TemplateError, TypeError) as error:  # a role it does not know, or words that are no text
+        if len(conversations) == 1:
+            yield error
+            return
+        half = len(conversations) // 2
+        yield from _render_all(tokenizer, conversations[:half])
+        yield from _render_all(tokenizer, conversations[half:])
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
     """Token ids of a conversation, and 1 for each token inside the template's generation markers, 0 for the others."""
-    rendered = tokenizer.apply_chat_template(
+    rendered = _rendered(tokenizer, messages)
+    return rendered["input_ids"], rendered["assistant_masks"]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Any]) -> Any:
+    return tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, add_special_tokens=False
     )
-    return rendered["input_ids"], rendered["assistant_masks"]
