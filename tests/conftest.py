@@ -67,7 +67,7 @@ def recipe(folder: Path, stage: str, **values: Any) -> Recipe:
 def documents_of(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int) -> list[Document]:
     """The rows tokenised as prepare does it."""
     tokenise = Tokeniser(tokenizer, max_length)
-    return [document for row in rows for document in tokenise.documents(Row(row, "row"))]
+    return tokenise.documents([Row(row, "row") for row in rows])
 
 
 def packed_rows(

@@ -19,6 +19,8 @@ LONGEST_CONTEXT = 300
 """Characters of the lead that a question may quote."""
 LONGEST_STEPS, LONGEST_INGREDIENTS = 500, 250
 """Characters of the longest recipe that becomes a pair."""
+LONGEST_OPENING = 300
+"""Characters of the longest opening of small talk that is a request."""
 WRONG = 3
 """Wrong descriptions beside the right one: chance is 1 in 4."""
 
@@ -174,7 +176,7 @@ def requests(
         asked = _asked(recipe)
         beginning = f"{recipe.title}\n\nIngredients:"
         rows.append(_request("recipe", recipe.title, chat(asked[0]), asked[1], beginning))
-    for talk in _first(talks, most):
+    for talk in _first([talk for talk in talks if sum(map(len, talk.turns[:3])) <= LONGEST_OPENING], most):
         rows.append(
             _request("small talk", talk.title, chat(*talk.turns[:3]), talk.turns[3], "\n".join(talk.turns[:3]))
         )
