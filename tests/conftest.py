@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import yaml
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from fledge.data.prepared import write_split
+from fledge.data.prepared import load_prepared
 from fledge.data.sources import Row
 from fledge.data.tokenise import Document, Tokeniser
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.recipe import Recipe, load_recipe
+from fledge.stages import prepare as prepare_stage
 from fledge.stages import tokenizer as tokenizer_stage
 
 
@@ -67,15 +67,25 @@ def recipe(folder: Path, stage: str, **values: Any) -> Recipe:
 def documents_of(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int) -> list[Document]:
     """The rows tokenised as prepare does it."""
     tokenise = Tokeniser(tokenizer, max_length)
-    return tokenise.documents([Row(row, "row") for row in rows])
+    found = tokenise.documents([Row(row, f"rows.jsonl:{number}") for number, row in enumerate(rows, 1)])
+    return [document for documents in found for document in documents]
+
+
+def prepared(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], **keys: Any) -> Path:
+    """The folder that the real stage writes from these rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    lines = write_lines(folder / "rows.jsonl", rows)
+    made = recipe(folder, "prepare", datasets=[{"path": str(lines)}], tokenizer=folder / "tokenizer", **keys)
+    prepare_stage.main(made)
+    return made.output_dir
 
 
 def packed_rows(
     folder: Path, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int
 ) -> list[dict[str, Any]]:
     """The rows tokenised, packed, written, and read back as a data loader hands them to the collator."""
-    write_split(folder, documents_of(tokenizer, rows, max_length), max_length, seed=0)
-    return list(datasets.load_from_disk(folder))
+    return list(load_prepared(prepared(folder, tokenizer, rows, max_length=max_length))[0])
 
 
 def places(rows: list[dict[str, Any]]) -> list[tuple[int, slice]]:

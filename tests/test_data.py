@@ -1,8 +1,6 @@
 """Data: packed documents never see each other, nothing is lost or cut in silence, and bad input names its place."""
 
 import copy
-import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import CONVERSATIONS, TEXTS, conversation, documents_of, packed_rows, places, recipe, write_lines
+from conftest import CONVERSATIONS, TEXTS, documents_of, packed_rows, places, recipe, write_lines
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
@@ -19,10 +17,8 @@ from trl import SFTConfig
 from fledge.arguments import DatasetEntry
 from fledge.data.checks import check_agreement, fingerprint
 from fledge.data.collate import PackedCollator
-from fledge.data.pack import best_fit
 from fledge.data.prepared import load_prepared
-from fledge.data.sources import Row, read_rows
-from fledge.data.tokenise import Document, Tokeniser
+from fledge.data.sources import read_rows
 from fledge.files import read_json
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.stages import prepare
@@ -103,11 +99,11 @@ def test_rows_hold_the_documents_whole_with_their_labels(
 ) -> None:
     batch = packed(kind)
     found = [
-        Document(batch["input_ids"][row, columns].tolist(), batch["labels"][row, columns].tolist())
+        (batch["input_ids"][row, columns].tolist(), batch["labels"][row, columns].tolist())
         for row, columns in places(batch["rows"])
     ]
     expected = documents_of(tokenizer, KINDS[kind], LENGTH)
-    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    assert sorted(found) == sorted((document.input_ids.tolist(), document.labels.tolist()) for document in expected)
     supervised = sum(document.supervised for document in expected)
     assert (batch["labels"] != -100).sum() == supervised > 0
 
@@ -119,90 +115,7 @@ def test_nothing_is_trained_on_that_has_nothing_before_it(tokenizer: PreTrainedT
     }
     tokenizer.chat_template = "{% generation %}{{ messages[0]['content'] + eos_token }}{% endgeneration %}"
     [document] = documents_of(tokenizer, [{"messages": SAID}], 32)
-    assert document.labels == [-100, *document.input_ids[1:]]
-
-
-def first_fit(lengths: list[int], max_length: int) -> int:
-    """Rows of first-fit packing in the given order."""
-    rooms: list[int] = []
-    for length in lengths:
-        place = next((i for i, room in enumerate(rooms) if room >= length), None)
-        if place is None:
-            rooms.append(max_length - length)
-        else:
-            rooms[place] -= length
-    return len(rooms)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_best_fit_places_everything_once_and_tightly(seed: int) -> None:
-    chance = random.Random(seed)
-    lengths = [chance.randint(1, 128) for _ in range(2000)]
-    rows = best_fit(lengths, 128)
-    assert sorted(index for row in rows for index in row) == list(range(2000))
-    assert max(sum(lengths[index] for index in row) for row in rows) <= 128
-    assert len(rows) <= first_fit(lengths, 128)
-    assert rows == best_fit(list(lengths), 128)
-
-
-def test_best_fit_takes_the_row_with_the_least_room() -> None:
-    # 15 and 12 open rows, 7 fits the second only and leaves it 1; the first still has 5, and 1 goes to the second.
-    assert best_fit([1, 15, 12, 7], 20) == [[1], [2, 3, 0]]
-    with pytest.raises(ValueError, match="document 1 has 11 tokens, a row has 10"):
-        best_fit([3, 11], 10)
-
-
-# --- rows that cannot be trained on
-
-
-@pytest.mark.parametrize(
-    ("values", "fault"),
-    [
-        ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
-        ({"messages": []}, "no assistant turn"),
-        (conversation("Hi", "yes", "And?", " "), "an empty assistant turn"),
-        ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]}, "an empty assistant turn"),
-        ({"messages": [*SAID, {"role": "tool", "content": "x"}]}, CANNOT + "(role tool is"),
-        ({"messages": [{"role": "user", "content": None}, *SAID]}, CANNOT),
-        ({"messages": ["Hi"]}, "a message that is no object"),
-        ({"text": ""}, "empty text"),
-        ({"text": None}, "empty text"),
-    ],
-)
-def test_faulty_rows_fail_with_their_place_or_are_counted(
-    tokenizer: PreTrainedTokenizerBase, values: dict[str, Any], fault: str
-) -> None:
-    with pytest.raises(ValueError, match=rf"^a\.jsonl:3: {re.escape(fault)}.*; .*`faulty: drop`"):
-        Tokeniser(tokenizer, 64, faulty="fail").documents(Row(values, "a.jsonl:3"))
-    dropping = Tokeniser(tokenizer, 64, faulty="drop")
-    assert dropping.documents(Row(values, "a.jsonl:3")) == []
-    assert len(dropping.documents(Row(conversation("Hi", "yes"), "a.jsonl:4"))) == 1
-    [[dropped, count]] = [item for item in dropping.counts.items() if item[0] != "rows"]
-    assert dropped.startswith(f"dropped: {fault}") and (count, dropping.counts["rows"]) == (1, 2)
-
-
-def test_an_overlong_conversation_is_never_cut(tokenizer: PreTrainedTokenizerBase) -> None:
-    row = Row({**conversation("Say it", "x" * 50), "text": "a column besides"}, "a.jsonl:7")
-    for overlong in ("fail", "split"):
-        with pytest.raises(ValueError, match=r"^a\.jsonl:7: \d+ tokens, and max_length is 32; raise max_length"):
-            Tokeniser(tokenizer, 32, overlong=overlong).documents(row)
-    dropping = Tokeniser(tokenizer, 32, overlong="drop")
-    assert dropping.documents(row) == []
-    assert dropping.counts == {"rows": 1, "dropped: longer than 32 tokens": 1}
-
-
-def test_an_overlong_text_is_split_without_loss(tokenizer: PreTrainedTokenizerBase) -> None:
-    text = "".join(TEXTS)
-    whole = [tokenizer.bos_token_id, *tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    splitting = Tokeniser(tokenizer, 32, overlong="split")
-    parts = splitting.documents(Row({"text": text}, "a.jsonl:1"))
-    assert [token for part in parts for token in part.input_ids] == whole
-    assert max(len(part.input_ids) for part in parts) == 32
-    for part in parts:
-        assert part.labels == [-100, *part.input_ids[1:]]
-    assert splitting.counts == {"rows": 1, "split": 1}
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*`overlong: split`"):
-        Tokeniser(tokenizer, 32).documents(Row({"text": text}, "a.jsonl:1"))
+    assert document.labels.tolist() == [-100, *document.input_ids[1:].tolist()]
 
 
 # --- files
@@ -262,10 +175,11 @@ def test_prepare_is_repeatable_and_marks_itself_whole(tmp_path: Path, tokenizer_
     assert manifests[0]["train"]["sha256"] != manifests[2]["train"]["sha256"] != manifests[2]["eval"]["sha256"]
 
     train, heldout, manifest = load_prepared(made.output_dir)
-    tokens = sum(map(len, train["input_ids"]))
-    assert manifest["train"]["tokens"] == tokens == sum(map(sum, train["seq_lengths"]))
+    tokens = sum(len(row["input_ids"]) for row in train)
+    assert manifest["train"]["tokens"] == tokens == sum(row["seq_lengths"].sum() for row in train)
     assert manifest["train"]["documents"] == len(TEXTS) + len(CONVERSATIONS)
-    assert manifest["train"]["sources"] == ["poems", str(chats)]
+    assert manifest["sources"] == ["poems", str(chats)]
+    assert [source["name"] for source in manifest["train"]["sources"]] == ["poems", str(chats)]
     assert manifest["train"]["fill"] == pytest.approx(tokens / (len(train) * LENGTH), abs=1e-4)
     assert manifest["eval"]["rows"] == len(heldout)
 

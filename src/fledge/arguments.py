@@ -22,8 +22,27 @@ def key(help: str, default: Any = ..., **bounds: float) -> Any:
 class DatasetEntry:
     """One entry of a `datasets:` list."""
 
-    path: str = key("A parquet or JSON-lines file.")
+    path: str = key(
+        "A file (.parquet, .jsonl, .json, .txt with a document a line, .arrow), a glob, a folder of files or one that "
+        "save_to_disk wrote, or a hub id, owner/name."
+    )
     name: str | None = key("What the source is called in counts and reports; the path if left out.", None)
+    split: str | None = key("The split of a folder or of a hub id; of a hub id `train` if left out.", None)
+    subset: str | None = key("The subset (configuration) of a hub id, such as sample-10BT.", None)
+    columns: dict[str, str] = key(
+        "Columns to read, new name: name in the file, as in {text: content}; all of them if left out.", {}
+    )
+    filter: dict[str, Any] = key(
+        "Rows to read, column: value or list of values; a dot leads into a struct or into JSON, as in "
+        "{meta.redpajama_set_name: RedPajamaArXiv}.",
+        {},
+    )
+    weight: float | None = key(
+        "Share of the mixture's tokens. Sources without one are read once and share what the weights leave.",
+        None,
+        exclusiveMinimum=0,
+        maximum=1,
+    )
 
 
 @dataclass(kw_only=True)
@@ -64,13 +83,58 @@ class PrepareArguments:
     max_length: int = key("Tokens in a row.", minimum=8)
     output_dir: str = key("Where the prepared rows and their manifest go.")
     eval_datasets: list[DatasetEntry] = key("Held-out rows, never packed together with training rows.", [])
-    overlong: Literal["split", "drop", "fail"] = key(
-        "A document longer than max_length: split it over rows (text only), drop it, or fail. Counted in any case.",
+    packing_strategy: Literal["best-fit-split", "best-fit", "wrapped"] = key(
+        "How documents become rows. best-fit-split: text longer than a row fills rows of its own and the rest is "
+        "packed; best-fit: no document is cut; wrapped: text is cut wherever a row is full (no conversations).",
+        "best-fit-split",
+    )
+    overlong: Literal["split", "drop", "truncate", "split-at-a-turn", "fail"] = key(
+        "A conversation longer than max_length. drop: leave it out. truncate: end it after the last answer that fits "
+        "whole; if there is none, the answer is cut and loses its stop token, counted on its own; if no answer begins "
+        "within max_length, drop. split-at-a-turn: several conversations of whole exchanges, each after the system "
+        "turn; an exchange that does not fit alone is left out. fail: refuse it. split: as fail. Text is cut by "
+        "packing_strategy; under best-fit it is split, dropped, or refused. Counted in any case.",
         "fail",
     )
-    faulty: Literal["drop", "fail"] = key(
-        "A row with nothing to learn (empty text, no assistant turn, an empty answer): drop it, or fail. Counted.",
+    max_overlong_ratio: float = key(
+        "Share of rows that may be dropped, truncated or split by `overlong`; above it the run is refused.",
+        0.05,
+        minimum=0,
+        maximum=1,
+    )
+    faulty: Literal["drop", "keep", "fail"] = key(
+        "A row with a fault (empty, not valid text, no assistant turn, an empty answer, roles out of order, ...): "
+        "drop it, keep it if it can be tokenised, or fail. Counted in any case.",
         "fail",
+    )
+    repeats: Literal["drop", "keep", "fail", "off"] = key(
+        "A training row that repeats an earlier one exactly, but for case and white space; counted unless off.", "keep"
+    )
+    near_repeats: Literal["drop", "keep", "fail", "off"] = key(
+        "A training row that shares most of its 13-grams with an earlier one; counted unless off.", "off"
+    )
+    benchmarks: list[DatasetEntry] = key("Test sets that no training row may hold, besides eval_datasets.", [])
+    contamination: Literal["drop", "keep", "fail"] = key(
+        "A training row that holds a held-out or benchmark row, its prompt or much of its text. Counted.", "keep"
+    )
+    contamination_overlap: float = key(
+        "Share of a held-out row's 13-grams in one training row that makes that row contaminated.",
+        0.2,
+        minimum=0,
+        maximum=1,
+    )
+    num_proc: int | None = key("Processes that make shards; one for each core if left out.", None, minimum=1)
+    executor: Literal["local", "slurm", "ray"] | None = key(
+        "Make the shards in `tasks` tasks of datatrove's executor of that name; left out, in this process's own.", None
+    )
+    tasks: int = key("Tasks of the executor.", 1, minimum=1, maximum=1000)
+    slurm_partition: str = key("With `executor: slurm`: the partition.", "cpu")
+    slurm_time: str = key("With `executor: slurm`: the time limit of a task, hours:minutes:seconds.", "24:00:00")
+    max_repeats: float = key(
+        "How often a source may be read to meet its weight. Up to about four times, repeated text teaches nearly what "
+        "new text would (Muennighoff et al. 2023, Scaling data-constrained language models).",
+        4.0,
+        minimum=1,
     )
     seed: int = key("Seed of the order of documents.", 0, minimum=0)
 

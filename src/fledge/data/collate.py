@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .tokenise import IGNORED
@@ -12,8 +13,8 @@ from .tokenise import IGNORED
 class PackedCollator:
     """Pads rows to `max_length` and restarts position_ids at every document; the padding is a document of its own.
 
-    Without an attention_mask, transformers makes the attention block-diagonal from the restarts. Returns input_ids,
-    labels and position_ids, each (rows, max_length).
+    Without an attention_mask, transformers makes the attention block-diagonal from the restarts. Takes rows of numpy
+    arrays or lists; returns input_ids, labels and position_ids, each (rows, max_length) int64.
     """
 
     max_length: int
@@ -21,13 +22,14 @@ class PackedCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         shape = (len(rows), self.max_length)
-        input_ids = torch.full(shape, self.pad_token_id)
-        labels = torch.full(shape, IGNORED)
-        position_ids = torch.zeros(shape, dtype=torch.long)
+        input_ids = np.full(shape, self.pad_token_id)
+        labels = np.full(shape, IGNORED)
+        position_ids = np.tile(np.arange(self.max_length), (len(rows), 1))
         for index, row in enumerate(rows):
             used = len(row["input_ids"])
-            input_ids[index, :used] = torch.tensor(row["input_ids"])
-            labels[index, :used] = torch.tensor(row["labels"])
-            lengths = [*row["seq_lengths"], self.max_length - used]
-            position_ids[index] = torch.cat([torch.arange(length) for length in lengths])
-        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+            input_ids[index, :used] = row["input_ids"]
+            labels[index, :used] = row["labels"]
+            lengths = np.append(row["seq_lengths"], self.max_length - used)
+            position_ids[index] -= np.repeat(np.cumsum(lengths) - lengths, lengths)
+        batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}

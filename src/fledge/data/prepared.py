@@ -1,74 +1,134 @@
-"""The frozen data set between prepare and training: memory-mapped rows and the manifest that describes them."""
+"""The frozen data set between prepare and training: shards of tokens, an index of rows, and their manifest.
 
-import hashlib
-import random
-from collections.abc import Sequence
+    manifest.json          written last: a folder without it is not whole
+    train/00000.ids ...    the shards, see fledge.data.shards; a shard holds documents, in the order of its source
+    train/documents.npy    (N + 1,) int64: where each document begins, in tokens counted over all shards
+    train/pieces.npy       (P, 3) uint32: document, start, stop: the pieces of documents that rows are made of
+    train/rows.npy         (R + 1,) int64: row r is pieces[rows[r] : rows[r + 1]]
+    eval/                  the same
+
+Rows are index only: a source that a mixture reads several times is stored once. All of it is memory-mapped.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from fledge.files import read_json, write_json
+from fledge.files import read_json
 
-from .pack import best_fit
-from .tokenise import Document
+from .tokenise import IGNORED
 
 
 MANIFEST = "manifest.json"
-FEATURES = datasets.Features(
-    {name: datasets.Sequence(datasets.Value("int32")) for name in ("input_ids", "labels", "seq_lengths")}
-)
-"""Of one row: the ids and labels of its documents one after another, and the length of each document, in tokens."""
+INDEX = ("documents", "pieces", "rows")
+OPEN_SHARDS = 256
+"""Shards held open at once; each takes two file descriptors, and a process has 1024 by default."""
 
 
-def write_split(folder: Path, documents: Sequence[Document], max_length: int, seed: int) -> dict[str, Any]:
-    """Pack `documents` into rows, save them under `folder` and return what the manifest says of them."""
-    documents = list(documents)
-    random.Random(seed).shuffle(documents)
-    packed = best_fit([len(document.input_ids) for document in documents], max_length)
-    rows: dict[str, list[list[int]]] = {name: [] for name in FEATURES}
-    for indices in packed:
-        row = [documents[index] for index in indices]
-        rows["input_ids"].append([token for document in row for token in document.input_ids])
-        rows["labels"].append([label for document in row for label in document.labels])
-        rows["seq_lengths"].append([len(document.input_ids) for document in row])
-    dataset = datasets.Dataset.from_dict(rows, features=FEATURES)
-    dataset.save_to_disk(folder)
-    tokens = sum(len(row) for row in rows["input_ids"])
-    return {
-        "rows": len(dataset),
-        "documents": len(documents),
-        "tokens": tokens,
-        "supervised_tokens": sum(document.supervised for document in documents),
-        "fill": round(tokens / (len(dataset) * max_length), 4),
-        "sha256": _digest(rows),
-    }
+class PreparedRows(Sequence):
+    """Packed rows as training reads them: a map-style data set, also for the workers of a DataLoader.
+
+    Row r is a dict of numpy arrays: input_ids and labels, (tokens,) int64; seq_lengths, the length of every piece of a
+    document, and sources, the index into manifest["sources"] of each, (pieces,) int64. The first label of a piece is
+    ignored: in a packed row what stands before it is another document.
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        self.folder, self.split = Path(folder), split
+        manifest = read_json(self.folder / MANIFEST)
+        self._dtype = np.dtype(manifest["id_type"])
+        self._shards: list[dict[str, Any]] = manifest[split]["shards"]
+        index = (np.load(self._path(f"{name}.npy"), mmap_mode="r") for name in INDEX)
+        self._documents, self._pieces, self._rows = index
+        tokens = np.array([shard["tokens"] for shard in self._shards], np.int64)
+        self._starts: list[int] = (np.cumsum(tokens) - tokens).tolist()
+        self._open = lru_cache(OPEN_SHARDS)(self._map)
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.folder, self.split)  # a process opens its own maps
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        found = [self._piece(*piece) for piece in self._pieces[self._rows[index] : self._rows[index + 1]].tolist()]
+        ids, labels, sources = zip(*found, strict=True)
+        return {
+            "input_ids": np.concatenate(ids),
+            "labels": np.concatenate(labels),
+            "seq_lengths": np.array([len(piece) for piece in ids]),
+            "sources": np.array(sources),
+        }
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[index] for index in range(len(self)))
+
+    def _piece(self, document: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
+        begin = int(self._documents[document])
+        shard = bisect_right(self._starts, begin) - 1
+        ids, mask = self._open(shard)
+        start, stop = (begin - self._starts[shard] + at for at in (start, stop))
+        piece = ids[start:stop].astype(np.int64)
+        bits = np.unpackbits(mask[start // 8 : -(-stop // 8)], bitorder="little")[start % 8 :][: len(piece)]
+        labels = np.where(bits, piece, IGNORED)
+        labels[0] = IGNORED
+        return piece, labels, self._shards[shard]["source"]
+
+    def _map(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        name = self._shards[shard]["name"]
+        ids, mask = (np.memmap(self._path(f"{name}.{kind}"), mode="r") for kind in ("ids", "mask"))
+        return ids.view(np.ndarray).view(self._dtype), mask.view(np.ndarray)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / self.split / name
 
 
-def _digest(rows: dict[str, list[list[int]]]) -> str:
-    digest = hashlib.sha256()
-    for name in FEATURES:
-        for row in rows[name]:
-            digest.update(np.array([len(row), *row], dtype="<i4").tobytes())
-    return digest.hexdigest()
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, last of all: a folder without it is not whole."""
-    write_json(folder / MANIFEST, manifest)
-
-
-def load_prepared(folder: str | Path) -> tuple[datasets.Dataset, datasets.Dataset | None, dict[str, Any]]:
+def load_prepared(folder: str | Path) -> tuple[PreparedRows, PreparedRows | None, dict[str, Any]]:
     """Training rows, held-out rows if there are any, and the manifest.
 
     Raises:
-        ValueError: the folder is not one that prepare finished.
+        ValueError: the folder is not one that prepare finished, or a file of it is missing or cut short.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"prepared: {folder} holds no {MANIFEST}; run the prepare stage that writes it")
     manifest = read_json(folder / MANIFEST)
-    train = datasets.load_from_disk(folder / "train")
-    heldout = datasets.load_from_disk(folder / "eval") if "eval" in manifest else None
-    return train, heldout, manifest
+    if "id_type" not in manifest:
+        raise ValueError(f"prepared: {folder} was written by an older fledge; run its prepare stage again")
+    for split in ("train", "eval"):
+        for path, size in _sizes(folder / split, manifest.get(split), manifest["id_type"]):
+            if not path.is_file() or path.stat().st_size != size:
+                raise ValueError(f"prepared: {path} does not have the {size} bytes that prepare wrote; run it again")
+    heldout = PreparedRows(folder, "eval") if "eval" in manifest else None
+    return PreparedRows(folder, "train"), heldout, manifest
+
+
+def _sizes(folder: Path, split: dict[str, Any] | None, id_type: str) -> Iterator[tuple[Path, int]]:
+    """Every file of a split, and how many bytes long it is."""
+    if split is None:
+        return
+    for name, file in split["index"].items():
+        yield folder / name, file["bytes"]
+    for shard in split["shards"]:
+        tokens = shard["tokens"]
+        sizes = {"ids": tokens * np.dtype(id_type).itemsize, "mask": -(-tokens // 8)}
+        for kind, size in sizes.items():
+            yield folder / f"{shard['name']}.{kind}", size
+
+
+def as_hugging_face(rows: PreparedRows) -> datasets.Dataset:
+    """The rows as a datasets.Dataset, which TRL's trainers insist on: row numbers, looked up as they are read."""
+    return datasets.Dataset.from_dict({"row": range(len(rows))}).with_transform(partial(_look_up, rows))
+
+
+def _look_up(rows: PreparedRows, batch: dict[str, list[int]]) -> dict[str, list[np.ndarray]]:
+    found = [rows[index] for index in batch["row"]]
+    return {name: [row[name] for row in found] for name in found[0]}

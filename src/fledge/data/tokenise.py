@@ -1,14 +1,15 @@
 """Text and conversations -> documents: token ids with the labels that are trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from .faults import KEEPABLE, Tally, fault_of, refusal, special_text
+from .faults import Tally
 from .sources import Row
 
 
@@ -16,7 +17,7 @@ IGNORED = -100
 """Label of a token that is context only."""
 
 Overlong = Literal["split", "drop", "truncate", "split-at-a-turn", "fail"]
-Faulty = Literal["drop", "keep", "fail"]
+Policy = Literal["drop", "keep", "fail"]
 
 
 @dataclass
@@ -57,63 +58,35 @@ class Tokeniser:
     Args:
         max_length: no conversation comes out longer, in tokens; nor a text, unless `cuts_text`.
         overlong: what is done with a longer one.
-        faulty: what is done with a row that fault_of names; None: rows are not looked at.
+        faulty: whether a row that the template cannot render, or that has nothing to learn, is dropped or refused.
         cuts_text: whether packing will cut text that is longer than a row.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     overlong: Overlong = "fail"
-    faulty: Faulty | None = "fail"
+    faulty: Policy = "fail"
     cuts_text: bool = False
     tally: Tally = field(default_factory=Tally)
     overlong_rows: int = 0
     """Rows that were dropped, truncated or split because they were too long."""
 
     def __post_init__(self) -> None:
-        self._special = special_text(self.tokenizer.all_special_tokens)
         self.tokenizer("")  # brings the backend into the state that every call of the tokenizer works in
 
-    def documents(self, rows: Sequence[Row]) -> list[Document]:
-        """The documents of a batch of rows, in order: of each row one, several if it was split, none if dropped.
+    def documents(self, rows: Sequence[Row]) -> list[list[Document]]:
+        """The documents of each row of a batch: one, several if it was split, none if it was dropped.
 
         Raises:
             ValueError: a row that cannot be trained on where the recipe says `fail`.
         """
-        self.tally.rows += len(rows)
-        rows = [row for row in rows if self._is_sound(row)]
-        chats = [row for row in rows if _is_conversation(row)]
-        rendered = iter(_render_all(self.tokenizer, [row.values["messages"] for row in chats]))
-        texts = [row.values["text"] or "" for row in rows if not _is_conversation(row)]
+        rendered = iter(_render_all(self.tokenizer, [row.values["messages"] for row in rows if _is_chat(row)]))
+        texts = [row.values["text"] for row in rows if not _is_chat(row)]
         encoded = iter(self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        found: list[Document] = []
-        for row in rows:
-            if not _is_conversation(row):
-                found += self._fitting_text(Document.of([begin, *next(encoded).ids, end]), row)
-            elif isinstance(result := next(rendered), Exception):
-                self._refuse(row, "the chat template cannot render it", f" ({result})")
-            else:
-                found += self._fitting_chat(Document.of(*result), row)
-        return found
+        return [self._chat(next(rendered), row) if _is_chat(row) else self._text(next(encoded), row) for row in rows]
 
-    def _is_sound(self, row: Row) -> bool:
-        fault = fault_of(row.values, self._special) if self.faulty else None
-        if fault and self.faulty == "fail":
-            raise ValueError(refusal(fault, row.place))
-        kept = self.faulty == "keep" and fault in KEEPABLE
-        if fault:
-            self.tally.add(f"{'kept' if kept else 'dropped'}: {fault}", row.place)
-        return not fault or kept
-
-    def _refuse(self, row: Row, fault: str, detail: str = "") -> None:
-        if self.faulty in ("fail", None):
-            raise ValueError(
-                f"{row.place}: {fault}{detail}; correct the row, or write `faulty: drop` to leave such rows out"
-            )
-        self.tally.add(f"dropped: {fault}", row.place)
-
-    def _fitting_text(self, document: Document, row: Row) -> list[Document]:
+    def _text(self, encoding: Encoding, row: Row) -> list[Document]:
+        document = Document.of([self.tokenizer.bos_token_id, *encoding.ids, self.tokenizer.eos_token_id])
         if len(document) <= self.max_length:
             return [document]
         if self.cuts_text:
@@ -127,10 +100,12 @@ class Tokeniser:
             "`packing_strategy: best-fit-split` to cut such text over rows, or `overlong: drop`"
         )
 
-    def _fitting_chat(self, document: Document, row: Row) -> list[Document]:
+    def _chat(self, rendered: tuple[list[int], list[int]] | Exception, row: Row) -> list[Document]:
+        if isinstance(rendered, Exception):
+            return self._faulty(row, "the chat template cannot render it", f" ({rendered})")
+        document = Document.of(*rendered)
         if not document.supervised:
-            self._refuse(row, "no token to learn from")
-            return []
+            return self._faulty(row, "no token to learn from")
         if len(document) <= self.max_length:
             return [document]
         self.overlong_rows += 1
@@ -144,6 +119,13 @@ class Tokeniser:
             f"{row.place}: {len(document)} tokens, and max_length is {self.max_length}; raise max_length, or write "
             "`overlong: drop`, `overlong: truncate` or `overlong: split-at-a-turn`"
         )
+
+    def _faulty(self, row: Row, fault: str, detail: str = "") -> list[Document]:
+        if self.faulty == "fail":
+            raise ValueError(
+                f"{row.place}: {fault}{detail}; correct the row, or write `faulty: drop` to leave such rows out"
+            )
+        return self._dropped(row, fault)
 
     def _dropped(self, row: Row, reason: str) -> list[Document]:
         self.tally.add(f"dropped: {reason}", row.place)
@@ -182,7 +164,7 @@ class Tokeniser:
         return found
 
 
-def _is_conversation(row: Row) -> bool:
+def _is_chat(row: Row) -> bool:
     return "messages" in row.values
 
 
@@ -200,20 +182,18 @@ def _exchanges(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], li
 
 def _render_all(
     tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, Any]]]
-) -> Iterator[tuple[list[int], list[int]] | Exception]:
-    """`render` of each conversation, many at once; in place of one that the template refuses, the error."""
+) -> list[tuple[list[int], list[int]] | Exception]:
+    """`render` of each conversation, all at once; in place of one that the template refuses, the error."""
     if not conversations:
-        return
+        return []
     try:
         rendered = _rendered(tokenizer, conversations)
-        yield from zip(rendered["input_ids"], rendered["assistant_masks"], strict=True)
     except (TemplateError, TypeError) as error:  # a role it does not know, or words that are no text
-        if len(conversations) == 1:
-            yield error
-            return
         half = len(conversations) // 2
-        yield from _render_all(tokenizer, conversations[:half])
-        yield from _render_all(tokenizer, conversations[half:])
+        if not half:
+            return [error]
+        return _render_all(tokenizer, conversations[:half]) + _render_all(tokenizer, conversations[half:])
+    return list(zip(rendered["input_ids"], rendered["assistant_masks"], strict=True))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:

@@ -37,12 +37,12 @@ def log_likelihoods(
         for index, document in enumerate(documents)
         for window in windows(document, model.config.max_position_embeddings)
     ]
-    pieces.sort(key=lambda piece: -len(piece[1].input_ids))  # alike lengths together: less padding
+    pieces.sort(key=lambda piece: -len(piece[1]))  # alike lengths together: less padding
     result = [0.0] * len(documents)
     start = 0
     with tqdm(total=len(pieces), desc=label, unit=" windows", disable=None) as bar:
         while start < len(pieces):
-            size = max(1, batch_tokens // len(pieces[start][1].input_ids))  # the first is the longest
+            size = max(1, batch_tokens // len(pieces[start][1]))  # the first is the longest
             batch = pieces[start : start + size]
             found = _batch([window for _, window in batch], model, pad_token_id)
             for (index, _), log_likelihood in zip(batch, found, strict=True):
@@ -53,14 +53,14 @@ def log_likelihoods(
 
 
 def _batch(documents: Sequence[Document], model: PreTrainedModel, pad_token_id: int) -> list[float]:
-    shape = (len(documents), max(len(document.input_ids) for document in documents))
+    shape = (len(documents), max(map(len, documents)))
     input_ids = torch.full(shape, pad_token_id)
     labels = torch.full(shape, IGNORED)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     for row, document in enumerate(documents):
-        used = len(document.input_ids)
-        input_ids[row, :used] = torch.tensor(document.input_ids)
-        labels[row, :used] = torch.tensor(document.labels)
+        used = len(document)
+        input_ids[row, :used] = torch.from_numpy(document.input_ids)
+        labels[row, :used] = torch.from_numpy(document.labels)
         attention_mask[row, :used] = 1
     device = model.device
     logits = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False).logits
@@ -72,11 +72,8 @@ def _batch(documents: Sequence[Document], model: PreTrainedModel, pad_token_id: 
 
 def windows(document: Document, length: int) -> list[Document]:
     """Pieces of at most `length` tokens; each begins with the token the one before ends with, which is no label."""
-    count = len(document.input_ids)
-    pieces = [
-        Document(document.input_ids[start : start + length], np.array(document.labels[start : start + length]))
-        for start in range(0, max(count - 1, 1), length - 1)
-    ]
+    starts = range(0, max(len(document) - 1, 1), length - 1)
+    pieces = [Document(document.input_ids[i : i + length], document.labels[i : i + length].copy()) for i in starts]
     for piece in pieces:
         piece.labels[0] = IGNORED
     return pieces
@@ -176,7 +173,7 @@ def as_answers(
     """Prompts with their last answers; the answers within a prompt are no labels."""
     documents = as_documents(tokenizer, [{"messages": prompt + answer} for prompt, answer in dialogues])
     for document in documents:
-        supervised = np.flatnonzero(np.array(document.labels) != IGNORED)
+        supervised = np.flatnonzero(document.labels != IGNORED)
         gaps = np.flatnonzero(np.diff(supervised) > 1)
         if len(gaps):
             document.labels[: supervised[gaps[-1] + 1]] = IGNORED
@@ -185,5 +182,7 @@ def as_answers(
 
 def as_documents(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[Document]:
     """Tokenised and masked as for training, one document a row, whatever its length."""
-    tokenise = Tokeniser(tokenizer, sys.maxsize)
-    return tokenise.documents([Row(row, f"row {index}") for index, row in enumerate(rows, 1)])
+    found = Tokeniser(tokenizer, sys.maxsize).documents(
+        [Row(row, f"row {index}") for index, row in enumerate(rows, 1)]
+    )
+    return [document for (document,) in found]

@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 from fledge.arguments import SftArguments
 from fledge.data.checks import check_agreement, check_tokenizer
 from fledge.data.collate import PackedCollator
-from fledge.data.prepared import load_prepared
+from fledge.data.prepared import as_hugging_face, load_prepared
 from fledge.model import register
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
@@ -43,7 +43,13 @@ def main(recipe: Recipe) -> None:
     # conversations to apply assistant_only_loss to.
     args.assistant_only_loss = False
     args.dataset_kwargs = {"skip_prepare_dataset": True}
-    trainer = SftTrainer(model=model, args=args, train_dataset=rows, eval_dataset=heldout, processing_class=tokenizer)
+    trainer = SftTrainer(
+        model=model,
+        args=args,
+        train_dataset=as_hugging_face(rows),
+        eval_dataset=as_hugging_face(heldout) if heldout else None,
+        processing_class=tokenizer,
+    )
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
     trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)
