@@ -183,11 +183,9 @@ def choice(answer: int, *options: str, form: str = "a") -> dict[str, Any]:
 
 
 def test_a_model_that_knows_one_letter_picks_it(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
-    # Every layer adds nothing, and the head reads the embedding of the token before: after any token "x" is likeliest.
+    # Every token equally likely, but for "x", which is e^3 times as likely as any other after anything.
     model = uniform(make_model(tie_word_embeddings=False))
     x = tokenizer("x")["input_ids"][0]
-    with torch.no_grad():
-        model.model.norm.weight.zero_()
     head = model.get_output_embeddings()
     bias = torch.zeros(320)
     bias[x] = 3.0
