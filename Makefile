@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint schema clean
+.PHONY: install demo test slow lint schema bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -17,6 +17,13 @@ demo: install  ## corpus, tokenizer, pretraining, SFT, DPO, evaluation, export a
 
 test: lint  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+slow: install  ## the tests that CI leaves out
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,scale]"
+	$(BIN)/python -m pytest -m slow
+
+bench-prepare: install  ## how fast text becomes rows, beside three usual ways: benchmarks/README.md
+	$(BIN)/python benchmarks/prepare.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,14 +5,14 @@ python benchmarks/prepare.py --memory 250 500 1000     # MB of text: the memory 
 
 The ways, all with the same text, tokenizer, row length and processes:
 
-fledge    stages/prepare.py: shards, best-fit-split packing, hashes, manifest; repeats of rows looked for, as by default
+fledge    stages/prepare.py: shards, best-fit-split packing, hashes, manifest; repeats looked for, as by default
 fledge*   the same without looking for repeats, which no other way does
 nanogpt   data/openwebtext/prepare.py of nanoGPT, from its description: datasets.map tokenises one document after
           another, the ids are written one batch of 1/1024 of the documents after another into a memory map of uint16
 grouped   datasets.map tokenises in batches, datasets.map joins and cuts each batch, as transformers' run_clm.py does
 packed    datasets.map tokenises in batches, trl.pack_dataset packs (bfd-split: no token is lost)
 
-Each runs in a process of its own; imports and the loading of the tokenizer are not timed, the starting of processes is.
+Each runs in a process of its own; its imports are not timed, the starting of further processes is.
 The text is English from Python's own help pages, its paragraphs drawn at random into documents.
 """
 

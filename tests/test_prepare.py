@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from fledge.data import prepared as prepared_module
-from fledge.data import shards
+from fledge.data import shards, work
 from fledge.data.collate import PackedCollator
 from fledge.data.prepared import PreparedRows, as_hugging_face, load_prepared
 from fledge.data.sources import Row
@@ -70,7 +70,7 @@ def documents_in(folder: Path) -> list[tuple[list[int], list[int]]]:
 @pytest.fixture
 def mixed(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Prepares 40 texts, 40 chats and a held-out file into a folder of that name; returns the manifest."""
-    monkeypatch.setattr(prepare, "ROWS_PER_SHARD", 7)
+    monkeypatch.setattr(work, "ROWS_PER_SHARD", 7)
     sources = {"texts": texts(40), "chats": chats(40), "heldout": texts(9, seed=1)}
     files = {name: str(write_lines(tmp_path / f"{name}.jsonl", rows)) for name, rows in sources.items()}
 
@@ -131,12 +131,13 @@ def test_interrupted_work_goes_on_at_the_shard(
 ) -> None:
     whole = mixed("whole", num_proc=1)
     made: list[int] = []
+    breaks_at = [6]
     write = shards.Maker._write
 
     def interrupted(self: shards.Maker, rows: Any, files: Any) -> dict[str, int]:
         made.append(1)
         sizes = write(self, rows, files)
-        if len(made) == 6:
+        if breaks_at == [len(made)]:
             raise KeyboardInterrupt
         return sizes
 
@@ -145,6 +146,7 @@ def test_interrupted_work_goes_on_at_the_shard(
         mixed("cut", num_proc=1)
     with pytest.raises(ValueError, match=r"holds no manifest\.json"):
         load_prepared(tmp_path / "cut")
+    breaks_at.clear()
     assert mixed("cut", num_proc=1) == whole
     assert len(made) == 6 + 14 - 5  # five of fourteen shards were finished
     assert not list((tmp_path / "cut").rglob("*.partial"))
@@ -174,7 +176,7 @@ def test_files_of_an_earlier_larger_run_go(mixed: Callable[..., dict[str, Any]],
 def test_rows_are_mapped_picklable_and_the_same_in_workers_and_in_trl_s_wrapper(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "ROWS_PER_SHARD", 10)
+    monkeypatch.setattr(work, "ROWS_PER_SHARD", 10)
     monkeypatch.setattr(prepared_module, "OPEN_SHARDS", 2)
     folder = prepared(tmp_path, tokenizer, texts(60), max_length=LENGTH)
     rows, heldout, manifest = load_prepared(folder)
@@ -328,7 +330,7 @@ def test_faulty_rows_follow_their_policy(tmp_path: Path, tokenizer: PreTrainedTo
 def test_repeats_follow_their_policy(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    monkeypatch.setattr(prepare, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(work, "ROWS_PER_SHARD", 4)
     words = [f"w{i}" for i in range(60)]
     again = words if key == "repeats" else [*words[:-1], "end"]
     rows = [*texts(6), {"text": " ".join(words)}, *texts(6, seed=3), {"text": " ".join(again)}]

@@ -108,14 +108,15 @@ class PrepareArguments:
         "fail",
     )
     repeats: Literal["drop", "keep", "fail", "off"] = key(
-        "A training row that repeats an earlier one exactly, but for case and white space; counted unless off.", "keep"
+        "A row that repeats an earlier one exactly, but for case and white space; counted unless off.", "keep"
     )
     near_repeats: Literal["drop", "keep", "fail", "off"] = key(
-        "A training row that shares most of its 13-grams with an earlier one; counted unless off.", "off"
+        "A row that shares most of its 13-grams with an earlier one; counted unless off.", "off"
     )
     benchmarks: list[DatasetEntry] = key("Test sets that no training row may hold, besides eval_datasets.", [])
-    contamination: Literal["drop", "keep", "fail"] = key(
-        "A training row that holds a held-out or benchmark row, its prompt or much of its text. Counted.", "keep"
+    contamination: Literal["drop", "keep", "fail", "off"] = key(
+        "A training row that holds a held-out or benchmark row, its prompt or much of its text; counted unless off.",
+        "keep",
     )
     contamination_overlap: float = key(
         "Share of a held-out row's 13-grams in one training row that makes that row contaminated.",

@@ -74,6 +74,7 @@ class Split:
         paths = {name: self.folder / name for name in index}
         files = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in paths.items()}
         shards = [self._shard(shard, number_of) for shard in range(len(self.shards))]
+        content = [file["sha256"] for file in files.values()] + [record["sha256"] for record in self.records]
         return {
             "rows": len(rows) - 1,
             "documents": len(copies),
@@ -81,7 +82,7 @@ class Split:
             "tokens": tokens,
             "supervised_tokens": supervised,
             "fill": round(tokens / ((len(rows) - 1) * self.keys.max_length), 4),
-            "sha256": hashlib.sha256(json.dumps([files, shards], sort_keys=True).encode()).hexdigest(),
+            "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
             "counts": {"rows": self.tally.rows, **dict(sorted(self.tally.faults.items()))},
             "places": dict(sorted(self.tally.places.items())),
             "lengths": _histogram(self.lengths[self.kept]),
@@ -108,10 +109,10 @@ class Split:
 
     def _leave_out_repeats(self) -> None:
         # A conversation that was split has several documents of one row; its first stands for it.
-        shard = np.searchsorted(self.ends, np.arange(len(self.table)), side="right")
         new = np.ones(len(self.table), bool)
-        new[1:] = (np.diff(shard) != 0) | (np.diff(self.table[:, 2].astype(np.int64)) != 0)
-        firsts, row = np.flatnonzero(new), np.cumsum(new) - 1
+        new[1:] = self.table[1:, 2] != self.table[:-1, 2]
+        new[self.ends[self.ends < len(new)]] = True
+        firsts = np.flatnonzero(new)
         repeated = np.zeros(len(firsts), bool)
         for kind, key in ((REPEAT, "repeats"), (NEAR, "near_repeats")):
             policy = getattr(self.keys, key)
@@ -127,7 +128,9 @@ class Split:
                 self.tally.add(f"{'kept' if policy == 'keep' else 'dropped'}: {kind}", place)
             repeated[looked_at[found]] = True
             if policy == "drop":
-                self.kept &= ~np.isin(row, looked_at[found])
+                gone = np.zeros(len(firsts), bool)
+                gone[looked_at[found]] = True
+                self.kept &= ~gone[np.cumsum(new) - 1]
 
     def _repeats(self, kind: str, firsts: np.ndarray) -> np.ndarray:
         if kind == REPEAT:

@@ -56,6 +56,8 @@ class Screen:
         """
         self.tally.rows += len(rows)
         rows = [row for row in rows if self._is_sound(row)]
+        if not rows:
+            return [], np.zeros((0, 0), np.uint64), np.zeros((0, 0), np.uint64)
         batch, kept = Batch([row.values for row in rows]), np.ones(len(rows), bool)
         if self.heldout is not None:
             found = self.heldout.find(batch)
