@@ -1,61 +1,212 @@
-"""Read the files of a `datasets:` list, one row at a time, with the file and row each came from."""
+"""The entries of a `datasets:` list: opened, split into parts, and read as rows of a few canonical shapes.
+
+Nothing is read that the recipe does not name: a hub id goes through `datasets.load_dataset` (never with code of the
+hub) and from there on is the Arrow files of its cache.
+"""
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pyarrow
-import pyarrow.parquet
+from typing import Any, NamedTuple
 
 from fledge.arguments import DatasetEntry
+from fledge.schema.check import suggestion
+
+from .formats import UNDERSTOOD, recognise
+from .locate import files_of
+from .readers import READERS, Broken, Numbered, Span
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a source: its columns, and where it stands, counted from 1, for messages."""
+SAMPLE = 100
+"""Rows that a source's columns are taken from."""
+
+
+class Row(NamedTuple):
+    """One row of a source: its columns, and where it stands, counted from 1, for messages.
+
+    `fault` is set where the row cannot be read at all; it has no columns then.
+    """
 
     values: dict[str, Any]
     place: str
+    fault: str | None = None
 
 
-def read_rows(entries: Sequence[DatasetEntry]) -> Iterator[Row]:
+@dataclass(frozen=True)
+class View:
+    """What of a source's rows is read, and as what: columns (new name, name), filters (column, values), format."""
+
+    columns: tuple[tuple[str, str], ...]
+    filters: tuple[tuple[str, tuple[Any, ...]], ...]
+    read: tuple[str, ...] | None
+    """Columns to read of the file; None for all of them."""
+    known: tuple[str, ...]
+    """Columns after renaming, by which the format was recognised."""
+
+    def rename(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The chosen columns under their new names."""
+        return {new: lookup(values, name) for new, name in self.columns} if self.columns else values
+
+    def keeps(self, values: dict[str, Any]) -> bool:
+        """Whether the row passes every filter."""
+        return all(lookup(values, name) in allowed for name, allowed in self.filters)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of one file: small, picklable, and the same whoever reads it."""
+
+    path: str
+    span: Span
+    view: View
+
+    def rows(self, strict: bool = True) -> Iterator[Row]:
+        """The rows that pass the filters, in one of the shapes of fledge.data.formats.
+
+        A row that cannot be read raises ValueError with its place; with `strict` off it comes as a Row with a `fault`.
+        """
+        known = recognise(self.view.known)
+        assert known, self.view.known
+        convert, rename, keeps = known.convert, self.view.rename, self.view.keeps
+        everything = not self.view.filters
+        for number, values in numbered(self.path, self.span, self.view.read):
+            place = f"{self.path}:{number}"
+            if isinstance(values, Broken):
+                if strict:
+                    raise ValueError(f"{place}: {values.fault}: {values.detail}; correct the line or take it out")
+                yield Row({}, place, values.fault)
+            elif everything or keeps(values):
+                yield Row(convert(rename(values)), place)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One opened entry. `weight` is its share of tokens, `format` what was recognised, `files` what it reads."""
+
+    name: str
+    weight: float | None
+    format: str
+    files: tuple[str, ...]
+    view: View
+
+    def split(self, rows_per_part: int = 10_000) -> list[Part]:
+        """Parts of about `rows_per_part` rows, in order; the same for the same files.
+
+        A part never holds rows of two files. Parquet row groups are kept whole unless they are larger.
+
+        Raises:
+            ValueError: a file that is empty or broken.
+        """
+        parts = []
+        for path in self.files:
+            spans = READERS[Path(path).suffix].cut(path, rows_per_part)
+            if not spans:
+                raise ValueError(f"{path} holds no row; make it again, or leave it out")
+            parts += [Part(path, span, self.view) for span in spans]
+        return parts
+
+
+def open_sources(entries: Sequence[DatasetEntry], key: str = "datasets") -> list[Source]:
+    """Find the files of every entry, recognise their format and check columns and filters.
+
+    Raises:
+        ValueError: files that are missing, empty or broken, columns that are missing or not understood, a filter that
+            no row passes, a hub that cannot be reached, two sources of one name.
+    """
+    sources = [_open(entry, f"{key}[{index}]: {entry.path}") for index, entry in enumerate(entries)]
+    for name, count in Counter(source.name for source in sources).items():
+        if count > 1:
+            raise ValueError(f"{key}: {count} entries are called {name}; give each a `name` of its own")
+    return sources
+
+
+def read_rows(entries: Sequence[DatasetEntry], key: str = "datasets") -> Iterator[Row]:
     """Every row of every entry, in order.
 
     Raises:
-        ValueError: a file that is missing, empty, of another kind, or broken, with its name and line.
+        ValueError: as open_sources, or a row that cannot be read, with its place; a weight, which would mean nothing.
     """
-    for entry in entries:
-        path = Path(entry.path)
-        if not path.is_file():
-            raise ValueError(f"datasets: no such file: {path}; run the stage that makes it, or correct the path")
-        reader = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix)
-        if reader is None:
-            raise ValueError(f"datasets: {path}: only .parquet and .jsonl files are read")
-        count = 0
-        for count, values in enumerate(reader(path), 1):
-            yield Row(values, f"{path}:{count}")
-        if count == 0:
-            raise ValueError(f"datasets: {path} holds no row")
+    for source in open_sources(entries, key):
+        if source.weight is not None:
+            raise ValueError(f"{key}: {source.name}: every row is read here, so leave `weight` out")
+        for part in source.split():
+            yield from part.rows()
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({error}); make it again") from error
+def numbered(path: str, span: Span, columns: Sequence[str] | None = None) -> Numbered:
+    """The rows of a span as they stand in the file."""
+    return READERS[Path(path).suffix].read(path, span, columns)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                values = json.loads(line.decode("utf-8"))
-            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors
-                raise ValueError(f"{path}:{number}: not a line of JSON in UTF-8: {error}") from error
-            if not isinstance(values, dict):
-                raise ValueError(f"{path}:{number}: a JSON object is needed, not {type(values).__name__}")
-            yield values
+def lookup(values: dict[str, Any], name: str) -> Any:
+    """The value of a column, or of a dotted path into a struct or a column of JSON; None if there is none."""
+    if name in values:
+        return values[name]
+    column, _, rest = name.partition(".")
+    inside = values.get(column) if rest else None
+    if isinstance(inside, str):
+        try:
+            inside = json.loads(inside)
+        except (ValueError, RecursionError):
+            return None
+    return lookup(inside, rest) if isinstance(inside, dict) else None
+
+
+def _open(entry: DatasetEntry, where: str) -> Source:
+    files = files_of(entry, where)
+    sample = list(islice(_whole_rows(files), SAMPLE))
+    if not sample:
+        raise ValueError(f"{where}: {files[0]} holds no row; make it again, or leave it out")
+    found = list(dict.fromkeys(column for values in sample for column in values))
+    for name in [*entry.columns.values(), *entry.filter]:
+        if not any(_has(values, name) for values in sample):
+            raise ValueError(f"{where}: no column {name}{suggestion(name, found)}; its columns are {', '.join(found)}")
+    known = tuple(entry.columns) or tuple(found)
+    recognised = recognise(known)
+    if recognised is None:
+        raise ValueError(
+            f"{where}: nothing is known to read of the columns {', '.join(known)}; say what they are with `columns`, "
+            f"as in {{text: {known[0]}}}. Understood are: {UNDERSTOOD}"
+        )
+    tops = [name if name in found else name.partition(".")[0] for name in [*entry.columns.values(), *entry.filter]]
+    filters = {name: value if isinstance(value, list) else [value] for name, value in entry.filter.items()}
+    for name, allowed in filters.items():
+        _check_filter(name, allowed, files, where)
+    view = View(
+        tuple(entry.columns.items()),
+        tuple((name, tuple(allowed)) for name, allowed in filters.items()),
+        tuple(dict.fromkeys(tops)) if entry.columns else None,
+        known,
+    )
+    return Source(entry.name or entry.path, entry.weight, recognised.name, tuple(files), view)
+
+
+def _whole_rows(files: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows that can be read, from the beginning."""
+    for path in files:
+        for _, values in numbered(path, Span(0, sys.maxsize), columns):
+            if not isinstance(values, Broken):
+                yield values
+
+
+def _check_filter(name: str, allowed: list[Any], files: Sequence[str], where: str) -> None:
+    """Read on until every value of a filter was met; raise ValueError with the values there are if one is not."""
+    missing, seen = list(allowed), Counter()
+    for values in _whole_rows(files):
+        value = lookup(values, name)
+        seen[json.dumps(value, ensure_ascii=False, default=str)] += 1
+        if value in missing:
+            missing.remove(value)
+            if not missing:
+                return
+    common = ", ".join(f"{value} ({count} rows)" for value, count in seen.most_common(10))
+    rest = f" and {len(seen) - 10} others" if len(seen) > 10 else ""
+    raise ValueError(f"{where}: filter: {name}: no row has {missing[0]!r}; the values are {common}{rest}")
+
+
+def _has(values: dict[str, Any], name: str) -> bool:
+    return lookup(values, name) is not None or name in values
