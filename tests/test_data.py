@@ -17,7 +17,6 @@ from trl import SFTConfig
 from fledge.data.checks import check_agreement, fingerprint
 from fledge.data.collate import PackedCollator
 from fledge.data.prepared import load_prepared
-from fledge.data.sources import read_rows
 from fledge.files import read_json
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.stages import prepare

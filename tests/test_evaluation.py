@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,31 @@ from transformers import PreTrainedTokenizerBase
 
 from fledge.data.pairs import check_pair, read_pairs, write_pairs
 from fledge.evaluation.generate import Answer, chat_prompt, sample
-from fledge.evaluation.likelihood import bits, log_likelihoods, preference_margins
-from fledge.evaluation.measures import answer_measures, distinct_2
-from fledge.evaluation.trigram import END, START, Trigram, bits_per_character
+from fledge.evaluation.likelihood import (
+    bits_per,
+    code_lengths,
+    log_likelihoods,
+    picked,
+    preference_margins,
+    text_measures,
+    utf8_bytes,
+    windows,
+)
+from fledge.evaluation.measures import answer_measures, choice_measures, distinct_2, form_measures
+from fledge.evaluation.trigram import END, START, Trigram
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.stages.pairs import balanced, on_policy_pairs, wrong_form_pairs
 
 
 Make = Callable[..., FledgeForCausalLM]
+
+
+def bits_per_character(trigram: Trigram, texts: list[str]) -> float:
+    return bits_per(len, [trigram.bits(text) for text in texts], [{"text": text} for text in texts])
+
+
+def bits(model: FledgeForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> float:
+    return bits_per(len, code_lengths("m", model, tokenizer, rows), rows)
 
 
 # --- the trigram
@@ -79,13 +97,13 @@ def by_hand(model: FledgeForCausalLM, ids: list[int], first: int) -> float:
     return sum(log_softmax[place - 1, ids[place]].item() for place in range(first, len(ids)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_tokens", [1, 100, 8192])
 def test_likelihood_is_independent_of_the_batch(
-    make_model: Make, tokenizer: PreTrainedTokenizerBase, batch_size: int
+    make_model: Make, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
 ) -> None:
     model = make_model()
     documents = documents_of(tokenizer, [{"text": text} for text in TEXTS], 128)
-    found = log_likelihoods(model, documents, tokenizer.pad_token_id, "test", batch_size)
+    found = log_likelihoods(model, documents, tokenizer.pad_token_id, "test", batch_tokens)
     assert found == pytest.approx([by_hand(model, document.input_ids, 1) for document in documents], rel=1e-6)
 
 
@@ -95,7 +113,7 @@ def test_bits_are_per_character_of_text_or_answer(make_model: Make, tokenizer: P
     nats = sum(by_hand(model, tokenizer(begin + text + end)["input_ids"], 1) for text in TEXTS[:3])
     characters = sum(len(text) + 1 for text in TEXTS[:3])
     rows = [{"text": text} for text in TEXTS[:3]]
-    assert bits("m", model, tokenizer, rows) == pytest.approx(-nats / math.log(2) / characters, rel=1e-6)
+    assert bits(model, tokenizer, rows) == pytest.approx(-nats / math.log(2) / characters, rel=1e-6)
 
     # Only the answers count: those of the second conversation are "Hello!" and a poem.
     first, second = "<|begin|><|user|>Hi<|end|><|assistant|>", f"<|user|>A line?{end}<|assistant|>"
@@ -105,9 +123,100 @@ def test_bits_are_per_character_of_text_or_answer(make_model: Make, tokenizer: P
     whole = [token for part in ids for token in part]
     nats = by_hand(model, whole[: len(ids[0] + ids[1])], len(ids[0])) + by_hand(model, whole, start)
     expected = -nats / math.log(2) / sum(len(answer) - len(end) + 1 for answer in answers)
-    assert bits("m", model, tokenizer, CONVERSATIONS[1:2]) == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(ValueError, match=r"row 2: \d+ tokens, and max_length is 256"):
-        bits("m", model, tokenizer, [rows[0], {"text": "x" * 300}])
+    assert bits(model, tokenizer, CONVERSATIONS[1:2]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_long_document_is_read_in_windows_that_count_every_token_once(
+    make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    document = documents_of(tokenizer, [{"text": " ".join(TEXTS)}], 1000)[0]
+    count = len(document.input_ids)
+    for length in (2, 7, 64, count - 1, count):
+        pieces = windows(document, length)
+        assert max(len(piece.input_ids) for piece in pieces) <= length
+        labels = [label for piece in pieces for label in list(piece.labels) if label != -100]
+        assert labels == [label for label in list(document.labels) if label != -100]
+
+    # With windows of two tokens, each is predicted from the one before it alone.
+    model = make_model(max_position_embeddings=2)
+    ids = list(document.input_ids)
+    expected = sum(by_hand(model, list(pair), 1) for pair in pairwise(ids))
+    assert log_likelihoods(model, [document], 0, "test") == pytest.approx([expected], rel=1e-5)
+
+
+def uniform(model: FledgeForCausalLM) -> FledgeForCausalLM:
+    """Every token equally likely, whatever stands before it."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    return model
+
+
+def test_bits_of_a_uniform_model_follow_from_the_vocabulary(
+    make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = uniform(make_model())
+    rows = [{"text": text} for text in TEXTS]
+    tokens = [len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS]
+    found = text_measures({"all": code_lengths("m", model, tokenizer, rows)}, {"all": rows})
+    whole = sum(tokens) * math.log2(320)
+    assert found == {
+        "bits_per_char": pytest.approx(whole / sum(len(text) + 1 for text in TEXTS), rel=1e-6),
+        "bits_per_byte": pytest.approx(whole / sum(len(text.encode()) + 1 for text in TEXTS), rel=1e-6),
+    }
+
+    # Ideographs take three bytes each, letters one: sources differ, and together they are the whole.
+    sources = {"han": [rows[0]], "latin": [rows[3]]}
+    lengths = {name: code_lengths("m", model, tokenizer, part) for name, part in sources.items()}
+    found = text_measures(lengths, sources)
+    for name, index in (("han", 0), ("latin", 3)):
+        expected = tokens[index] * math.log2(320) / (utf8_bytes(TEXTS[index]) + 1)
+        assert found["bits_per_byte_by_source"][name] == pytest.approx(expected, rel=1e-6)
+    assert found["bits_per_char"] > found["bits_per_byte"]
+
+
+# --- choices
+
+
+def choice(answer: int, *options: str, form: str = "a") -> dict[str, Any]:
+    prompt = [{"role": "user", "content": "Which?"}]
+    return {"prompt": prompt, "choices": list(options), "answer": answer, "form": form, "document": "Which\n"}
+
+
+def test_a_model_that_knows_one_letter_picks_it(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    # Every token equally likely, but for "x", which is e^3 times as likely as any other after anything.
+    model = uniform(make_model(tie_word_embeddings=False))
+    x = tokenizer("x")["input_ids"][0]
+    head = model.get_output_embeddings()
+    bias = torch.zeros(320)
+    bias[x] = 3.0
+    head.register_forward_hook(lambda module, inputs, output: output + bias)
+    rows = [choice(1, "zq", "xx", "qz"), choice(0, "xxxxxxxx", "q"), choice(2, "jq", "xj", "qj", form="b")]
+    for document_prompt in (None, lambda row: row["document"]):
+        found = picked("m", model, tokenizer, rows, document_prompt)
+        assert found == [1, 0, 1]  # normalised: eight of the likely letter beat one of another
+    assert choice_measures(rows, found) == {
+        "choice_accuracy": pytest.approx(2 / 3),
+        "choice_accuracy_by_form": {"a": 1.0, "b": 0.0},
+        "choice_chance": pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3),
+    }
+
+
+def test_choices_are_scored_per_byte_end_included(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = make_model()
+    rows = [choice(0, *TEXTS), choice(0, "yes", "no", "The sun", "x" * 30)]
+    start = tokenizer(chat_prompt(tokenizer, rows[0]["prompt"]))["input_ids"]
+    base = tokenizer("<|begin|>Which\n")["input_ids"]
+
+    def best(row: dict[str, Any], start: list[int], end: str) -> int:
+        scores = [
+            by_hand(model, start + tokenizer(text + end)["input_ids"], len(start)) / (len(text.encode()) + 1)
+            for text in row["choices"]
+        ]
+        return scores.index(max(scores))
+
+    assert picked("m", model, tokenizer, rows, None) == [best(row, start, "<|end|>") for row in rows]
+    as_document = picked("m", model, tokenizer, rows, lambda row: row["document"])
+    assert as_document == [best(row, base, "\n") for row in rows]
 
 
 def test_preference_margins_have_the_sign_of_the_preference(
@@ -217,29 +326,23 @@ def test_samples_follow_the_whole_distribution(make_model: Make, tokenizer: PreT
 def test_measures_of_literal_answers() -> None:
     requests = [{"form": "b", "want": "xx"}, {"form": "a", "want": "yy"}, {"form": "a", "want": "zz"}, {"form": "a"}]
     answers = [Answer("xx", True), Answer("yy", False), Answer("zz", True), Answer("known\nother", True)]
-    found = answer_measures(
-        requests,
-        answers,
-        judge=lambda request, text: 1.0 if text == request.get("want") else 0.5,
-        lines=str.splitlines,
-        known_lines={"known", "xx"},
-        line_length=5,
-    )
-    assert found == {
+    judge = {"judge": lambda request, text: 1.0 if text == request.get("want") else 0.5}
+    assert form_measures(
+        requests, answers, **judge, lines=str.splitlines, known_lines={"known", "xx"}, line_length=5
+    ) == {
         "form_perfect": 0.5,
         "form_perfect_by_form": {"a": pytest.approx(1 / 3), "b": 1.0},
-        "stop_rate": 0.75,
-        "distinct_2": 1.0,
         "copied_line_rate": 0.5,
-        "answers": 4,
         "lines_compared": 2,
     }
+    assert answer_measures(answers, list) == {"stop_rate": 0.75, "distinct_2": 1.0, "answers": 4}
 
 
 def test_distinct_2() -> None:
     assert distinct_2(["abab", "b"]) == pytest.approx(2 / 3)  # ab ba ab; pairs never span two texts
     assert distinct_2(["ab", "ba"]) == 1.0
     assert distinct_2(["a", ""]) == 0.0
+    assert distinct_2([["to", "be", "to", "be"]]) == pytest.approx(2 / 3)
 
 
 # --- pairs

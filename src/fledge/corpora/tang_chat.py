@@ -1,10 +1,10 @@
 """Conversations and requests built from real Tang poems. Every choice is a hash of the poem, never a random number."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from fledge.corpora.chance import fraction
 from fledge.corpora.tang_forms import FORMS
 from fledge.corpora.tang_poems import Poem
 
@@ -16,11 +16,6 @@ _CONTINUE_BELOW = 0.15
 _AUTHOR_BELOW = 0.30
 # Only about a sixth of the poems have a namesake of another form; most of them serve, to make up a tenth of the whole.
 _REFORM_BELOW = 0.85
-
-
-def fraction(*parts: str) -> float:
-    """A number in [0, 1) that depends on the parts alone: the same on every machine and in every run."""
-    return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:6]) / 256**6
 
 
 def ask(form: str, title: str, key: str) -> str:

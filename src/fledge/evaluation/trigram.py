@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 
 START, END = "\x02", "\x03"
@@ -60,8 +60,3 @@ class _Level:
 def _grams(document: str) -> Iterator[str]:
     padded = START + START + document + END
     return (padded[i : i + 3] for i in range(len(document) + 1))
-
-
-def bits_per_character(model: Trigram, documents: Sequence[str]) -> float:
-    """Over all documents; the end of a document counts as one character, as it does for the language models."""
-    return sum(map(model.bits, documents)) / sum(len(document) + 1 for document in documents)

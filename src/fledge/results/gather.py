@@ -14,7 +14,9 @@ from fledge.results.record import SUMMARY, read_metrics
 
 SAMPLES_PER_FORM = 3
 
-# The scores report.json has for each model whether or not they were measured; others pass through.
+# The scores report.json has for each model whether or not they were measured; others pass through. Those of JUDGED
+# and of the trigram are left out of a report whose evaluation has them for no model: there was nothing to measure.
+JUDGED = {"form_perfect", "form_perfect_by_form", "copied_line_rate"}
 SCORES = {
     "trigram": ("bits_per_char",),
     "base": ("bits_per_char", "form_perfect"),
@@ -94,8 +96,10 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        """Kinds of stages the run has no folder for."""
-        return [kind for kind in STAGES if kind not in {stage.kind for stage in self.stages}]
+        """Kinds of stages the run has no folder for; of a corpus that holds pairs, none for the pairs is missing."""
+        there = {stage.kind for stage in self.stages}
+        there |= {"pairs"} if "pairs/train" in self.results("corpus").get("rows", {}) else set()
+        return [kind for kind in STAGES if kind not in there]
 
     def results(self, kind: str) -> dict[str, Any]:
         """Results of the last finished stage of a kind; empty if there is none."""
@@ -122,7 +126,15 @@ def gather(run: Path) -> Run:
 
 def figures(run: Run) -> dict[str, Any]:
     """The content of report.json; None for what was not measured."""
-    scores = {name: dict.fromkeys(keys) | run.evaluation.get(name, {}) for name, keys in SCORES.items()}
+    measured = {key for scores in run.models.values() for key in scores}
+    no_judge, no_trigram = (
+        bool(measured) and lacks for lacks in (JUDGED.isdisjoint(measured), "trigram" not in run.models)
+    )
+    scores = {
+        name: {key: None for key in keys if not (no_judge and key in JUDGED)} | run.evaluation.get(name, {})
+        for name, keys in SCORES.items()
+        if not (no_trigram and name == "trigram")
+    }
     scores["dpo"]["step0_loss"] = run.results("dpo").get("step0_loss")
     return {
         **run.evaluation,

@@ -54,7 +54,8 @@ def _curves(charts: list[Chart]) -> str:
 
 def _sample(form: str, sample: dict[str, Any]) -> str:
     marks = "".join(f", {mark}" for mark in marks_of(sample))
-    return f"**{_inline(sample['title'])}** ({_inline(form)}{marks})\n\n{_fenced(sample['text'])}"
+    head = sample["title"] if "perfect" in sample else sample["prompt"]
+    return f"**{_inline(head)}** ({_inline(form)}{marks})\n\n{_fenced(sample['text'])}"
 
 
 def _facts(values: dict[str, Any], depth: int = 0) -> list[str]:

@@ -121,6 +121,11 @@ def _group(form: str, samples: list[dict[str, Any]]) -> str:
 
 def _sample(sample: dict[str, Any]) -> str:
     marks = "".join(f"<small>{mark}</small>" for mark in marks_of(sample))
+    if "perfect" not in sample:
+        return (
+            f'<article class="prose"><h4>{_text(sample["prompt"])}</h4>{marks}'
+            f'<p class="answer">{_text(sample["text"])}</p></article>'
+        )
     perfect = "" if sample["perfect"] else ' class="imperfect"'
     return (
         f'<article{perfect}><h4 lang="zh-Hans">{escape(sample["title"])}</h4>{marks}'

@@ -7,6 +7,7 @@ from typing import Any
 from fledge.results.charts import Chart
 from fledge.results.gather import SAMPLES_PER_FORM, Run, Stage, first_samples
 from fledge.results.numbers import ABSENT, duration, fixed, percent, plain, short, worded
+from fledge.results.scores import PARTS, SCORES
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,6 @@ class Section:
     blocks: list[Block]
 
 
-# Score: its name, what it means, how it is written.
-SCORES = {
-    "bits_per_char": ("Bits per character", "on held-out text; lower is better", fixed),
-    "answer_bits_per_char": ("Bits, answers", "per character, on held-out conversations; lower is better", fixed),
-    "form_perfect": ("Perfect poems", "the answer is exactly the form asked for, and ends by itself", percent),
-    "stop_rate": ("Stops", "the answer ends with a stop token", percent),
-    "distinct_2": ("Distinct-2", "different pairs of neighbouring characters, of all pairs", percent),
-    "copied_line_rate": ("Copied lines", "lines that stand verbatim in the training text", percent),
-    "preference_accuracy": (
-        "Preference accuracy",
-        "held-out pairs in which the better answer gained on the other since the reference model",
-        percent,
-    ),
-    "answers": ("Answers", "how many were generated and measured", plain),
-    "lines_compared": ("Lines compared", "how many were looked up in the training text", plain),
-}
 DATA = ("corpus", "tokenizer", "prepare", "pairs")
 
 
@@ -131,15 +116,18 @@ def best_model(run: Run) -> str | None:
 
 def marks_of(sample: dict[str, Any]) -> list[str]:
     """What is wrong with a sample."""
-    wrong = {"not perfect": not sample["perfect"], "did not stop": not sample["stopped"]}
+    wrong = {"not perfect": not sample.get("perfect", True), "did not stop": not sample["stopped"]}
     return [mark for mark, applies in wrong.items() if applies]
 
 
 def _lead(run: Run) -> str:
     pretrain, sft = run.results("pretrain"), run.results("sft")
-    poems = run.results("corpus").get("poems", {})
+    corpus = run.results("corpus")
+    poems = corpus.get("poems", {})
     train = poems.get("kept", poems).get("train")
-    pairs = run.results("pairs").get("pairs") if run.results("dpo") else None
+    documents = sum(parts["train"]["rows"] for parts in corpus.get("documents", {}).values())
+    dpo = run.results("dpo")
+    pairs = dpo.get("pairs", run.results("pairs").get("pairs")) if dpo else None
     parts = ["A language model"]
     if "parameters" in pretrain:
         parts.append(f" of {worded(pretrain['parameters'])} parameters")
@@ -147,10 +135,12 @@ def _lead(run: Run) -> str:
         parts.append(f", trained from nothing on {worded(pretrain['tokens'])} tokens")
     if train is not None:
         parts.append(f" from {plain(train)} poems")
+    elif documents:
+        parts.append(f" from {plain(documents)} documents")
     if "tokens" in sft:
         parts.append(f", then tuned on {worded(sft['tokens'])} tokens of conversations")
     if pairs is not None:
-        parts.append(f" and on {plain(run.results('dpo').get('pairs', pairs))} preference pairs")
+        parts.append(f" and on {plain(pairs)} preference pairs")
     if "machine" in run.chain:
         parts.append(f"; all of it on {run.chain['machine']}")
     return "".join(parts) + "."
@@ -174,25 +164,36 @@ def _warnings(run: Run) -> list[Text]:
 
 
 def tiles(run: Run) -> Tiles:
-    last = best_model(run)
-    scores = run.models
-    sft, base = scores.get("sft", {}), scores.get("base", {})
     wall, memory = run.chain.get("wall_seconds"), run.chain.get("peak_memory_gb")
     return Tiles(
         [
-            Tile(
-                percent(scores.get(last, {}).get("form_perfect")),
-                f"perfect poems after {(last or 'dpo').upper()}",
-                f"{percent(sft['form_perfect'])} after SFT" if last == "dpo" and "form_perfect" in sft else "",
-            ),
-            Tile(
-                fixed(base.get("bits_per_char")),
-                "bits per character",
-                f"a trigram needs {fixed(scores['trigram'].get('bits_per_char'))}" if "trigram" in scores else "",
-            ),
+            _quality(run),
+            _likelihood(run),
             Tile(ABSENT if wall is None else f"{wall / 60:.1f}", "minutes", "all stages together"),
             Tile(ABSENT if memory is None else f"{memory:.2f} GB", "memory", "at the peak"),
         ]
+    )
+
+
+def _quality(run: Run) -> Tile:
+    """Perfect poems where there is a judge of them, and multiple choices elsewhere."""
+    last = best_model(run)
+    scores, sft = run.models.get(last, {}), run.models.get("sft", {})
+    if "form_perfect" not in scores and "choice_accuracy" in scores:
+        key, label, note = "choice_accuracy", "right choices", f"chance is {percent(scores['choice_chance'])}"
+    else:
+        key, label, note = "form_perfect", "perfect poems", ""
+    if not note and last == "dpo" and key in sft:
+        note = f"{percent(sft[key])} after SFT"
+    return Tile(percent(scores.get(key)), f"{label} after {(last or 'dpo').upper()}", note)
+
+
+def _likelihood(run: Run) -> Tile:
+    base, trigram = run.models.get("base", {}), run.models.get("trigram", {})
+    is_english = "form_perfect" not in base and "bits_per_byte" in base
+    key, unit = ("bits_per_byte", "byte") if is_english else ("bits_per_char", "character")
+    return Tile(
+        fixed(base.get(key)), f"bits per {unit}", f"a trigram needs {fixed(trigram[key])}" if key in trigram else ""
     )
 
 
@@ -206,14 +207,13 @@ def _results(run: Run) -> list[Block]:
     for key in keys:
         name, _, written = SCORES.get(key, (key, "", plain))
         rows.append([name, *(written(scores.get(key)) for scores in models.values())])
-    by_form = {
-        name: scores["form_perfect_by_form"] for name, scores in models.items() if "form_perfect_by_form" in scores
-    }
-    forms = dict.fromkeys(form for shares in by_form.values() for form in shares)
     blocks: list[Block] = [Table(["", *models], rows)]
-    if forms:
-        shares = [[form, *(percent(by_form[name].get(form)) for name in by_form)] for form in forms]
-        blocks.append(Table(["Perfect, by form", *by_form], shares))
+    for key, (title, written) in PARTS.items():
+        found_parts = {name: scores[key] for name, scores in models.items() if key in scores}
+        parts = dict.fromkeys(part for values in found_parts.values() for part in values)
+        if parts:
+            values = [[part, *(written(own.get(part)) for own in found_parts.values())] for part in parts]
+            blocks.append(Table([title, *found_parts], values))
     meanings = {SCORES[key][0]: SCORES[key][1] for key in keys if key in SCORES}
     return blocks + _facts({"What the scores mean": meanings})
 
@@ -226,7 +226,9 @@ def _sample_blocks(run: Run) -> list[Block]:
         return []
     count = sum(map(len, groups.values()))
     said = f"The first {SAMPLES_PER_FORM} answers of {model} to each form, {count} in all, in the order of the file: "
-    return [Text(said + "not chosen and not edited. Those that miss the form are marked."), Samples(groups)]
+    is_judged = any("perfect" in sample for group in groups.values() for sample in group)
+    marked = "Those that miss the form are marked." if is_judged else "Those that did not stop are marked."
+    return [Text(f"{said}not chosen and not edited. {marked}"), Samples(groups)]
 
 
 def _charts(stage: Stage) -> Charts:

@@ -63,6 +63,10 @@ article small { position: absolute; top: -.7rem; left: .8rem; padding: 0 .6rem; 
 article small + small { left: auto; right: .8rem; }
 article.imperfect { border: 1px dashed var(--s0); }
 .poem { font: 1.15rem/2 var(--serif); margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+article.prose { text-align: left; }
+.answer {
+  font: 1rem/1.55 Georgia, "Noto Serif", serif; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
+}
 .bars {
   display: grid; grid-template-columns: max-content minmax(3rem, 1fr) max-content; gap: .35rem .9rem;
   font-size: .92rem;

@@ -1,4 +1,4 @@
-"""Measure models side by side: likelihood against a trigram, answers to held-out requests, preference accuracy.
+"""Measure models side by side: likelihood against a trigram, answers to held-out requests, choices, preferences.
 
 fledge evaluate recipes/tang-poems/evaluate.yaml
 """
@@ -16,43 +16,55 @@ from fledge.corpora import load_corpus
 from fledge.data.pairs import read_pairs
 from fledge.data.sources import read_rows
 from fledge.evaluation.generate import Answer, chat_prompt, load, sample
-from fledge.evaluation.likelihood import bits, preference_margins
-from fledge.evaluation.measures import answer_measures, is_perfect, mean
-from fledge.evaluation.trigram import Trigram, bits_per_character
+from fledge.evaluation.likelihood import bits_per, code_lengths, picked, preference_margins, text_measures
+from fledge.evaluation.measures import answer_measures, choice_measures, form_measures, is_perfect, mean
+from fledge.evaluation.trigram import Trigram
 from fledge.files import write_json
 from fledge.recipe import Recipe
 from fledge.results.record import Record
 
 
+Rows = list[dict[str, Any]]
+
+
 def main(recipe: Recipe) -> None:
     """Write evaluation.json and every generated answer, samples.jsonl."""
     keys = recipe.own(EvaluateArguments)
-    check_names(keys)
-    corpus = load_corpus(keys.judge)
+    corpus = load_corpus(keys.corpus)
+    check_keys(keys, corpus)
     record = Record(recipe)
-    train, heldout = read_values(keys.train_documents), read_values(keys.heldout_documents)
-    requests, chats = read_values(keys.requests), read_values(keys.heldout_chats)
+    train, chats, requests, choices = map(
+        read_values, (keys.train_documents, keys.heldout_chats, keys.requests, keys.choices)
+    )
+    sources = {entry.name or entry.path: read_values([entry]) for entry in keys.heldout_documents}
     pairs = list(read_pairs(Path(keys.pairs) / "heldout.parquet"))
-    known_lines = {line for row in train for line in corpus.lines(row["body"])}
+    is_judged = hasattr(corpus, "judge")
+    known_lines = {line for row in train for line in corpus.lines(row["body"])} if is_judged else set()
 
-    trigram = Trigram(row["text"] for row in train)
-    found: dict[str, Any] = {
-        "trigram": {"bits_per_char": bits_per_character(trigram, [row["text"] for row in heldout])}
-    }
-    del trigram
+    found: dict[str, Any] = {}
+    if train:
+        trigram = Trigram(row["text"] for row in train)
+        lengths = {source: [trigram.bits(row["text"]) for row in rows] for source, rows in sources.items()}
+        found["trigram"] = text_measures(lengths, sources)
+        del trigram
     margins: dict[str, list[float]] = {}
     with (recipe.output_dir / "samples.jsonl").open("w", encoding="utf-8") as samples:
         for name, folder in keys.models.items():
             model, tokenizer = load(folder, "models")
             answers = answer(name, model, tokenizer, requests, corpus, keys)
-            measures = answer_measures(
-                requests, answers, corpus.judge, corpus.lines, known_lines, corpus.COPIED_LINE_LENGTH
-            )
+            lengths = {source: code_lengths(name, model, tokenizer, rows) for source, rows in sources.items()}
             found[name] = {
-                "bits_per_char": bits(name, model, tokenizer, [{"text": row["text"]} for row in heldout]),
-                "answer_bits_per_char": bits(name, model, tokenizer, chats),
-                **measures,
+                **text_measures(lengths, sources),
+                "answer_bits_per_char": bits_per(len, code_lengths(name, model, tokenizer, chats), chats),
+                **answer_measures(answers, corpus.units),
             }
+            if is_judged:
+                found[name] |= form_measures(
+                    requests, answers, corpus.judge, corpus.lines, known_lines, corpus.COPIED_LINE_LENGTH
+                )
+            if choices:
+                prompt = corpus.document_prompt if name in keys.base_models else None
+                found[name] |= choice_measures(choices, picked(name, model, tokenizer, choices, prompt))
             margins[name] = preference_margins(name, model, tokenizer, pairs)
             record.log(model=name, **found[name])
             for request, given in zip(requests, answers, strict=True):
@@ -64,18 +76,25 @@ def main(recipe: Recipe) -> None:
             pairs_margins = zip(margins[name], margins[keys.reference], strict=True)
             found[name]["preference_accuracy"] = mean(policy > reference for policy, reference in pairs_margins)
     write_json(recipe.output_dir / "evaluation.json", found)
-    record.finish(requests=len(requests), heldout_documents=len(heldout), heldout_pairs=len(pairs))
+    counts = {
+        "requests": len(requests),
+        "heldout_documents": sum(map(len, sources.values())),
+        "heldout_pairs": len(pairs),
+    }
+    record.finish(**counts, **({"choices": len(choices)} if choices else {}))
 
 
-def check_names(keys: EvaluateArguments) -> None:
-    """Raise ValueError if a key names a model that `models` lacks."""
+def check_keys(keys: EvaluateArguments, corpus: ModuleType) -> None:
+    """Raise ValueError if a key names a model that `models` lacks, or if the judge lacks the text it compares with."""
     for key, names in (("base_models", keys.base_models), ("reference", [keys.reference])):
         for name in names:
             if name not in keys.models:
                 raise ValueError(f"{key}: {name} is none of `models`: {', '.join(keys.models)}")
+    if hasattr(corpus, "judge") and not keys.train_documents:
+        raise ValueError(f"train_documents: {keys.corpus} counts lines copied from them; name the training text")
 
 
-def read_values(entries: list[DatasetEntry]) -> list[dict[str, Any]]:
+def read_values(entries: list[DatasetEntry]) -> Rows:
     """The rows of a recipe's list."""
     return [row.values for row in read_rows(entries)]
 
@@ -84,7 +103,7 @@ def answer(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: list[dict[str, Any]],
+    requests: Rows,
     corpus: ModuleType,
     keys: EvaluateArguments,
 ) -> list[Answer]:
@@ -108,13 +127,14 @@ def answer(
 
 
 def sample_row(name: str, request: dict[str, Any], given: Answer, corpus: ModuleType) -> dict[str, Any]:
-    """One line of samples.jsonl."""
+    """One line of samples.jsonl; `perfect` only where the corpus has a judge."""
+    judged = {"perfect": is_perfect(corpus.judge, request, given)} if hasattr(corpus, "judge") else {}
     return {
         "model": name,
         "form": request["form"],
         "title": request["title"],
         "prompt": request["prompt"][-1]["content"],
         "text": given.text,
-        "perfect": is_perfect(corpus.judge, request, given),
+        **judged,
         "stopped": given.stopped,
     }
