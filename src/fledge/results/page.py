@@ -123,8 +123,8 @@ def _sample(sample: dict[str, Any]) -> str:
     marks = "".join(f"<small>{mark}</small>" for mark in marks_of(sample))
     if "perfect" not in sample:
         return (
-            f'<article class="prose"><h4>{_text(sample["prompt"])}</h4>{marks}'
-            f'<p class="answer">{_text(sample["text"])}</p></article>'
+            f'<article class="prose"><h4>{marked(sample["prompt"])}</h4>{marks}'
+            f'<p class="answer">{marked(sample["text"])}</p></article>'
         )
     perfect = "" if sample["perfect"] else ' class="imperfect"'
     return (
