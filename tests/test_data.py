@@ -14,11 +14,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from fledge.arguments import DatasetEntry
 from fledge.data.checks import check_agreement, fingerprint
 from fledge.data.collate import PackedCollator
 from fledge.data.prepared import load_prepared
-from fledge.data.sources import read_rows
 from fledge.files import read_json
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.stages import prepare
@@ -118,47 +116,11 @@ def test_nothing_is_trained_on_that_has_nothing_before_it(tokenizer: PreTrainedT
     assert document.labels.tolist() == [-100, *document.input_ids[1:].tolist()]
 
 
-# --- files
-
-
-def parquet(path: Path) -> bytes:
-    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), path)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "good"}\n{"text": "\xff"}\n', r"a\.jsonl:2: not a line of JSON in UTF-8"),
-        ("a.jsonl", b'{"text": "good"}\n{"text": \n', r"a\.jsonl:2: not a line of JSON in UTF-8"),
-        ("a.jsonl", b'{"text": "good"}\n["text"]\n', r"a\.jsonl:2: a JSON object is needed, not list"),
-        ("a.jsonl", b"", r"a\.jsonl holds no row"),
-        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a whole parquet file"),
-        ("a.parquet", b"", r"a\.parquet: not a whole parquet file"),
-        ("a.csv", b"text\n", r"a\.csv: only \.parquet and \.jsonl files are read"),
-        ("a.jsonl", None, r"no such file: .*a\.jsonl"),
-    ],
-)
-def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        list(read_rows([DatasetEntry(path=str(tmp_path / name))]))
-
-
-def test_a_truncated_parquet_is_named(tmp_path: Path) -> None:
-    whole = parquet(tmp_path / "a.parquet")
-    assert [row.values["text"] for row in read_rows([DatasetEntry(path=str(tmp_path / "a.parquet"))])] == TEXTS
-    (tmp_path / "a.parquet").write_bytes(whole[:-20])
-    with pytest.raises(ValueError, match=r"a\.parquet: not a whole parquet file .* make it again"):
-        list(read_rows([DatasetEntry(path=str(tmp_path / "a.parquet"))]))
-
-
 # --- the prepare stage, and what must agree with it
 
 
 def test_prepare_is_repeatable_and_marks_itself_whole(tmp_path: Path, tokenizer_folder: Path) -> None:
-    parquet(tmp_path / "poems.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "poems.parquet")
     chats = write_lines(tmp_path / "chats.jsonl", CONVERSATIONS)
     stated = {
         "datasets": [{"path": str(tmp_path / "poems.parquet"), "name": "poems"}, {"path": str(chats)}],

@@ -114,7 +114,10 @@ def _format(shape: str, used: list[str], columns: Sequence[str], convert: Callab
 
 
 def _without(unwanted: frozenset[str], convert: Callable[[Values], Values], values: Values) -> Values:
-    return {name: value for name, value in convert(values).items() if name not in unwanted}
+    converted = dict(convert(values))
+    for name in unwanted:
+        converted.pop(name, None)
+    return converted
 
 
 # --- one row
@@ -147,7 +150,9 @@ def _preference(values: Values, system: str | None, asked: str | None, context: 
     """Splits off the prompt where the two sides hold it: the turns they begin with alike, the last never."""
     request = _request(values, asked, context) if asked else []
     prompt = _dialogue(request, "user")
-    chosen, rejected = (_dialogue(values.get(side), "assistant") for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        None if (said := values.get(side)) is None else _dialogue(said, "assistant") for side in ("chosen", "rejected")
+    )
     stated = isinstance(request, list)  # then only a side that repeats the prompt is more than an answer
     if _whole(chosen) and _whole(rejected) and not (stated and chosen[: len(prompt)] != prompt):
         shared = _shared(chosen, rejected)
@@ -189,17 +194,19 @@ def _dialogue(value: Any, role: str) -> list[Any]:
 
 def _chat(turns: Any) -> Any:
     """ShareGPT's from/value as role/content; pairs of input/output (Capybara) as two messages."""
-    if not isinstance(turns, list) or not any(isinstance(turn, dict) and "role" not in turn for turn in turns):
+    if not isinstance(turns, list):
         return turns
-    messages = []
     for turn in turns:
-        if not isinstance(turn, dict) or "role" in turn:
-            messages.append(turn)
-        elif "input" in turn and "output" in turn:
-            messages.append({"role": "user", "content": turn["input"]})
-            messages.append({"role": "assistant", "content": turn["output"]})
-        else:
-            speaker = turn.get("from")
-            role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
-            messages.append({"role": role, "content": turn.get("value")})
-    return messages
+        if isinstance(turn, dict) and "role" not in turn:
+            return [message for turn in turns for message in _messages(turn)]
+    return turns
+
+
+def _messages(turn: Any) -> list[Any]:
+    if not isinstance(turn, dict) or "role" in turn:
+        return [turn]
+    if "input" in turn and "output" in turn:
+        return [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
+    speaker = turn.get("from")
+    role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    return [{"role": role, "content": turn.get("value")}]

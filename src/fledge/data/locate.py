@@ -52,6 +52,8 @@ def files_of(entry: DatasetEntry, where: str) -> list[str]:
     if len(kinds) > 1:
         raise ValueError(f"{where}: files of several kinds, {', '.join(sorted(kinds))}; name one, as in *{min(kinds)}")
     for file in files:
+        if not file.is_file():
+            raise ValueError(f"{where}: no such file: {file}; save or download the folder again")
         if not file.stat().st_size:
             raise ValueError(f"{file} is empty and holds no row; make it again, or leave it out")
     return [str(file) for file in files]

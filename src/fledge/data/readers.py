@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -39,6 +39,10 @@ class Broken(NamedTuple):
 
     fault: str
     detail: str
+
+    def message(self, place: str) -> str:
+        """What to tell whoever made the file."""
+        return f"{place}: {self.fault}: {self.detail}; correct the line or take it out"
 
 
 Numbered = Iterator[tuple[int, dict[str, Any] | Broken]]
@@ -76,7 +80,8 @@ def _cut_parquet(path: str, rows: int) -> list[Span]:
 
 
 def _read_parquet(path: str, span: Span, columns: Sequence[str] | None) -> Numbered:
-    with _whole(path, "parquet"), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+    # Without pre_buffer=False a whole row group is fetched at once, which may be the whole file.
+    with _whole(path, "parquet"), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         _check_columns(path, file.schema_arrow.names, columns)
         groups, first, at = [], 0, 0
         for index in range(file.num_row_groups):
@@ -160,8 +165,7 @@ def _whole(path: str, kind: str) -> Iterator[None]:
 
 def _cut_lines(path: str, rows: int) -> list[Span]:
     with open(path, "rb") as file:
-        offset = 3 if file.read(3) == b"\xef\xbb\xbf" else 0  # a byte order mark
-        file.seek(offset)
+        offset = _seek(file, 0)
         spans, start, at, number = [], 0, offset, 0
         for number, line in enumerate(file, 1):
             at += len(line)
@@ -171,9 +175,15 @@ def _cut_lines(path: str, rows: int) -> list[Span]:
     return spans + ([Span(start, number, offset)] if number > start else [])
 
 
+def _seek(file: BinaryIO, offset: int) -> int:
+    """Go to `offset`, or behind the byte order mark that some programs put at the beginning; returns the place."""
+    file.seek(offset)
+    return file.seek(3 if offset == 0 and file.read(3) == b"\xef\xbb\xbf" else offset)
+
+
 def _lines(path: str, span: Span) -> Iterator[tuple[int, bytes]]:
     with open(path, "rb") as file:
-        file.seek(span.offset)
+        _seek(file, span.offset)
         yield from enumerate(islice(file, span.stop - span.start), span.start + 1)
 
 

@@ -25,6 +25,9 @@ SAMPLE = 100
 """Rows that a source's columns are taken from."""
 
 
+WHOLE = Span(0, sys.maxsize)
+
+
 class Row(NamedTuple):
     """One row of a source: its columns, and where it stands, counted from 1, for messages.
 
@@ -77,7 +80,7 @@ class Part:
             place = f"{self.path}:{number}"
             if isinstance(values, Broken):
                 if strict:
-                    raise ValueError(f"{place}: {values.fault}: {values.detail}; correct the line or take it out")
+                    raise ValueError(values.message(place))
                 yield Row({}, place, values.fault)
             elif everything or keeps(values):
                 yield Row(convert(rename(values)), place)
@@ -158,13 +161,18 @@ def lookup(values: dict[str, Any], name: str) -> Any:
 
 def _open(entry: DatasetEntry, where: str) -> Source:
     files = files_of(entry, where)
-    sample = list(islice(_whole_rows(files), SAMPLE))
+    sample = list(islice(_readable(files), SAMPLE))
     if not sample:
+        for number, values in numbered(files[0], WHOLE):
+            assert isinstance(values, Broken)
+            raise ValueError(values.message(f"{files[0]}:{number}"))
         raise ValueError(f"{where}: {files[0]} holds no row; make it again, or leave it out")
     found = list(dict.fromkeys(column for values in sample for column in values))
-    for name in [*entry.columns.values(), *entry.filter]:
+    named = [*entry.columns.values(), *entry.filter]
+    for name in named:
         if not any(_has(values, name) for values in sample):
             raise ValueError(f"{where}: no column {name}{suggestion(name, found)}; its columns are {', '.join(found)}")
+    in_file = {name: name if name in found else name.partition(".")[0] for name in named}
     known = tuple(entry.columns) or tuple(found)
     recognised = recognise(known)
     if recognised is None:
@@ -172,31 +180,30 @@ def _open(entry: DatasetEntry, where: str) -> Source:
             f"{where}: nothing is known to read of the columns {', '.join(known)}; say what they are with `columns`, "
             f"as in {{text: {known[0]}}}. Understood are: {UNDERSTOOD}"
         )
-    tops = [name if name in found else name.partition(".")[0] for name in [*entry.columns.values(), *entry.filter]]
     filters = {name: value if isinstance(value, list) else [value] for name, value in entry.filter.items()}
     for name, allowed in filters.items():
-        _check_filter(name, allowed, files, where)
+        _check_filter(name, allowed, _readable(files, [in_file[name]]), where)
     view = View(
         tuple(entry.columns.items()),
         tuple((name, tuple(allowed)) for name, allowed in filters.items()),
-        tuple(dict.fromkeys(tops)) if entry.columns else None,
+        tuple(dict.fromkeys(in_file.values())) if entry.columns else None,
         known,
     )
     return Source(entry.name or entry.path, entry.weight, recognised.name, tuple(files), view)
 
 
-def _whole_rows(files: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def _readable(files: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows that can be read, from the beginning."""
     for path in files:
-        for _, values in numbered(path, Span(0, sys.maxsize), columns):
+        for _, values in numbered(path, WHOLE, columns):
             if not isinstance(values, Broken):
                 yield values
 
 
-def _check_filter(name: str, allowed: list[Any], files: Sequence[str], where: str) -> None:
+def _check_filter(name: str, allowed: list[Any], rows: Iterator[dict[str, Any]], where: str) -> None:
     """Read on until every value of a filter was met; raise ValueError with the values there are if one is not."""
     missing, seen = list(allowed), Counter()
-    for values in _whole_rows(files):
+    for values in rows:
         value = lookup(values, name)
         seen[json.dumps(value, ensure_ascii=False, default=str)] += 1
         if value in missing:
@@ -205,7 +212,8 @@ def _check_filter(name: str, allowed: list[Any], files: Sequence[str], where: st
                 return
     common = ", ".join(f"{value} ({count} rows)" for value, count in seen.most_common(10))
     rest = f" and {len(seen) - 10} others" if len(seen) > 10 else ""
-    raise ValueError(f"{where}: filter: {name}: no row has {missing[0]!r}; the values are {common}{rest}")
+    wanted = json.dumps(missing[0], ensure_ascii=False)
+    raise ValueError(f"{where}: filter: {name}: no row has {wanted}; the values are {common}{rest}")
 
 
 def _has(values: dict[str, Any], name: str) -> bool:

@@ -31,8 +31,8 @@ _GONE = "retired, and nothing replaces it; leave it out"
 RETIRED: dict[str, str] = {
     "adafactor": "retired; write `optim: adafactor`",
     "dataset_batch_size": _GONE,
-    "dataset_mixer": "retired; write `datasets:` in prepare.yaml, a list of `path` and `name`",
-    "dataset_splits": "retired; name the files themselves under `datasets:` and `eval_datasets:` in prepare.yaml",
+    "dataset_mixer": "retired; write `datasets:` in prepare.yaml, each entry with its `path` and `weight`",
+    "dataset_splits": "retired; write `split` in the entries of `datasets:` and `eval_datasets:` in prepare.yaml",
     "dispatch_batches": "moved; write `accelerator_config: {dispatch_batches: ...}`",
     "evaluation_strategy": "renamed to eval_strategy; the values are the same",
     "fp16_backend": _GONE,
