@@ -72,11 +72,13 @@ def documents_of(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]],
 
 
 def prepared(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], **keys: Any) -> Path:
-    """The folder that the real stage writes from these rows."""
+    """The folder that the real stage writes from these rows; text is a source of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder / "tokenizer")
-    lines = write_lines(folder / "rows.jsonl", rows)
-    made = recipe(folder, "prepare", datasets=[{"path": str(lines)}], tokenizer=folder / "tokenizer", **keys)
+    kinds = {"rows": [row for row in rows if "messages" in row], "texts": [row for row in rows if "text" in row]}
+    files = [write_lines(folder / f"{name}.jsonl", some) for name, some in kinds.items() if some]
+    entries = [{"path": str(path)} for path in files]
+    made = recipe(folder, "prepare", datasets=entries, tokenizer=folder / "tokenizer", **keys)
     prepare_stage.main(made)
     return made.output_dir
 

@@ -93,7 +93,7 @@ def test_trigram_counts_the_end_as_a_character() -> None:
 def by_hand(model: FledgeForCausalLM, ids: list[int], first: int) -> float:
     """log p of ids[first:] given what stands before, in nats."""
     with torch.no_grad():
-        log_softmax = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        log_softmax = model(torch.as_tensor(ids)[None]).logits[0].log_softmax(-1)
     return sum(log_softmax[place - 1, ids[place]].item() for place in range(first, len(ids)))
 
 

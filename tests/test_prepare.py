@@ -77,7 +77,8 @@ def mixed(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatc
     def make(folder: str, **keys: Any) -> dict[str, Any]:
         entries = [{"path": files[name], "name": name} for name in ("texts", "chats")]
         stated = {"datasets": entries, "eval_datasets": [{"path": files["heldout"]}], "tokenizer": tokenizer_folder}
-        made = recipe(tmp_path, "prepare", max_length=LENGTH, output_dir=tmp_path / folder, **stated | keys)
+        stated |= {"max_length": LENGTH, "output_dir": tmp_path / folder, **keys}
+        made = recipe(tmp_path, "prepare", **stated)
         prepare.main(made)
         return manifest_of(made.output_dir)
 
@@ -234,7 +235,7 @@ def test_pretraining_loses_no_token(tmp_path: Path, tokenizer: PreTrainedTokeniz
 
 
 def test_best_fit_refuses_or_drops_text_longer_than_a_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match=r"rows\.jsonl:\d+: \d+ tokens, and max_length is 96; .*best-fit-split"):
+    with pytest.raises(ValueError, match=r"texts\.jsonl:\d+: \d+ tokens, and max_length is 96; .*best-fit-split"):
         prepared(tmp_path, tokenizer, texts(50), max_length=LENGTH, packing_strategy="best-fit")
     keys = {"packing_strategy": "best-fit", "overlong": "drop", "max_overlong_ratio": 1.0}
     manifest = manifest_of(prepared(tmp_path, tokenizer, texts(50), max_length=LENGTH, **keys))
@@ -334,7 +335,7 @@ def test_repeats_follow_their_policy(
     rows = [{"text": " ".join(f"{letter}{number}" for number in range(60))} for letter in "abcdefghijklmn"]
     rows[13] = rows[6] if key == "repeats" else {"text": rows[6]["text"] + " end"}
     kind = "repeats an earlier row" if key == "repeats" else "nearly repeats an earlier row"
-    with pytest.raises(ValueError, match=rf"rows\.jsonl:14: {kind}: .*rows\.jsonl:7; .*`{key}: drop`"):
+    with pytest.raises(ValueError, match=rf"texts\.jsonl:14: {kind}: .*texts\.jsonl:7; .*`{key}: drop`"):
         prepared(tmp_path, tokenizer, rows, max_length=LENGTH, **{key: "fail"})
     for policy, documents in (("drop", 13), ("keep", 14)):
         train = manifest_of(prepared(tmp_path, tokenizer, rows, max_length=LENGTH, **{key: policy}))["train"]

@@ -106,7 +106,7 @@ FAULTS = [
     ("sft", "eval_strategy: no", 'eval_strategy: YAML reads a plain no or off as false; write "no" in quotes'),
     ("sft", "lr_scheduler_type: cosin", 'lr_scheduler_type: "cosin" is not one of linear, cosine,'),
     ("sft", "optim: adamw_fused", 'optim: "adamw_fused" is not a known value; did you mean adamw_torch_fused?'),
-    ("prepare", "overlong: skip", 'overlong: "skip" is not one of split, drop, fail'),
+    ("prepare", "overlong: skip", 'overlong: "skip" is not one of split, drop, truncate, split-at-a-turn, fail'),
     ("sft", "seed: 1\nseed: 2", "seed: stated twice, first on line 5; keep one"),
     (
         "sft",

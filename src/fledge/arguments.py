@@ -120,7 +120,7 @@ class PrepareArguments:
     )
     contamination_overlap: float = key(
         "Share of a held-out row's 13-grams in one training row that makes that row contaminated.",
-        0.2,
+        0.3,
         minimum=0,
         maximum=1,
     )
