@@ -260,7 +260,7 @@ def test_models_that_cannot_chat(changed: Callable[..., Path], capsys: pytest.Ca
     assert f"{folder}: the tokenizer has no chat template; save one" in capsys.readouterr().err
     (folder / "model.safetensors").unlink()
     assert main(["chat", str(folder), "-p", "hi"]) == 2
-    assert f"{folder}: cannot be loaded: " in capsys.readouterr().err
+    assert f"chat: {folder}: holds no model.safetensors; give" in capsys.readouterr().err
 
 
 def test_a_model_without_a_stop_token_says_so(

@@ -80,8 +80,8 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
         attn_implementation: sdpa or eager; the model's own choice if None.
 
     Raises:
-        ValueError: there is no such folder, a file is missing or broken, a tensor is missing, the weights are pickled,
-            or the model needs code of its own.
+        ValueError: there is no such folder, a file is missing or broken, a tensor is missing or of another shape, the
+            weights are pickled, or the model needs code of its own.
     """
     register()
     place = f"{key}: {folder}"
@@ -107,10 +107,17 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # the report below names them
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
         raise ValueError(f"{place}: the model cannot be loaded: {_reason(error)}{fix}") from None
+    if other := sorted(report["mismatched_keys"]):
+        name, stored, wanted = other[0]
+        raise ValueError(
+            f"{place}: {len(other)} tensors have another shape than config.json says, such as {name}, stored as "
+            f"{list(stored)} where {list(wanted)} is wanted{fix}"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{place}: the weights lack {len(missing)} tensors that config.json asks for, such as {missing[0]}, and "
