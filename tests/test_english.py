@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -93,10 +94,10 @@ def test_a_folder_of_packages_is_verified(tmp_path: Path) -> None:
 
 
 def test_sentences_end_with_marks_and_not_with_abbreviations() -> None:
-    text = 'J. R. R. Tolkien lived c. 1900 in St. Paul. He said "No." Then e.g. Dr. Who? It was 3.5 m.'
+    text = 'J. R. R. Tolkien lived c. 1900 in St. Paul. He said "Go." Then e.g. Dr. Who? It was 3.5 m.'
     assert sentences(text) == [
         "J. R. R. Tolkien lived c. 1900 in St. Paul.",
-        'He said "No."',
+        'He said "Go."',
         "Then e.g. Dr. Who?",
         "It was 3.5 m.",
     ]
@@ -371,9 +372,8 @@ def test_small_build(small: dict[str, Path], tmp_path: Path) -> None:
     # Recipes of one dish are on one side.
     heldout = {row["title"] for row in rows_of(tmp_path / "out", "documents/recipes/heldout")}
     assert all((f"{name} Cake I" in heldout) == (f"{name} Cake II" in heldout) for name in "ABCDEFGH")
-    assert rows_of(tmp_path / "out", "documents/moby_dick/train")[0]["text"].startswith(
-        "CHAPTER 1. Name.\n\nSome words broken"
-    )
+    for row in rows_of(tmp_path / "out", "documents/moby_dick/train"):
+        assert re.fullmatch(r"CHAPTER (\d+)\. Name\.\n\nSome words broken \1\.", row["text"])
     kinds = counts["chat"]["articles"]["train"]["kinds"]
     assert set(kinds) == {"define", "brief", "read"}
     requests = rows_of(tmp_path / "out", "requests/heldout")

