@@ -19,6 +19,7 @@ from trl import SFTConfig
 
 from fledge.data.collate import PackedCollator
 from fledge.data.pairs import write_pairs
+from fledge.data.prepared import load_prepared
 from fledge.files import read_json
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.results.record import Record, read_metrics
@@ -47,6 +48,7 @@ def cpu() -> Iterator[None]:
 def fresh_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin with TRL's own head, and leave it so."""
     monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", trl.kernels.ChunkedLogProbFunction)
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.kernels.chunked_logprob._use_triton)
     monkeypatch.setattr(cpu_head, "_compiled", {})
 
 
@@ -179,6 +181,30 @@ def test_accumulation_changes_nothing(
     assert len(losses(at_once)) == steps
     assert_equal_weights(at_once, one_by_one, 1e-5)
     assert read_json(one_by_one / "recipe.json")["gradient_accumulation_steps"] == {"value": 8, "from": "derived"}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_eval_loss_is_the_mean_over_held_out_tokens(
+    stage: str,
+    run_stage: Callable[..., Path],
+    pretrained: Path,
+    prepared: dict[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    found = []
+    for batch in (2, 3):  # the rows divide by neither, so that there are empty ones
+        start = {} if stage == "pretrain" else {"model_name_or_path": pretrained}
+        steps = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": batch}
+        folder = run_stage(stage, 2, 2, **start, **steps, **SGD)
+        found += [line["eval_loss"] for line in read_metrics(folder) if "eval_loss" in line]
+    heldout = load_prepared(prepared[stage])[1]
+    batch = PackedCollator(LENGTH, tokenizer.pad_token_id)(list(heldout))
+    model = FledgeForCausalLM.from_pretrained(folder)
+    ids = {key: batch[key] for key in ("input_ids", "position_ids")}
+    with torch.inference_mode():
+        logits = model(**ids).logits[:, :-1].flatten(0, 1)
+    expected = cross_entropy(logits, batch["labels"][:, 1:].flatten()).item()
+    assert found == pytest.approx([expected] * 2, abs=1e-5)
 
 
 def test_accumulation_follows_from_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ class PreparedRows(Sequence):
     ignored: in a packed row what stands before it is another document.
     """
 
-    def __init__(self, folder: str | Path, split: str) -> None:
-        self.folder, self.split = Path(folder), split
+    def __init__(self, folder: str | Path, split: str, empty: int = 0) -> None:
+        self.folder, self.split, self._empty = Path(folder), split, empty
         manifest = read_json(self.folder / MANIFEST)
         self._dtype = np.dtype(manifest["id_type"])
         self._shards: list[dict[str, Any]] = manifest[split]["shards"]
@@ -49,16 +49,22 @@ class PreparedRows(Sequence):
         self._starts: list[int] = (np.cumsum(tokens) - tokens).tolist()
         self._open = lru_cache(OPEN_SHARDS)(self._map)
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
-        return type(self), (self.folder, self.split)  # a process opens its own maps
+    def __reduce__(self) -> tuple[type, tuple[Path, str, int]]:
+        return type(self), (self.folder, self.split, self._empty)  # a process opens its own maps
 
     def __len__(self) -> int:
-        return len(self._rows) - 1
+        return len(self._rows) - 1 + self._empty
+
+    def whole_batches(self, at_once: int) -> "PreparedRows":
+        """The same rows and as many empty ones as make a multiple of `at_once`, or a process would get some twice."""
+        return PreparedRows(self.folder, self.split, -(len(self._rows) - 1) % at_once)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
+        if index >= len(self._rows) - 1:
+            return {name: np.array([], np.int64) for name in ("input_ids", "labels", "seq_lengths", "sources")}
         found = [self._piece(*piece) for piece in self._pieces[self._rows[index] : self._rows[index + 1]].tolist()]
         ids, labels, sources = zip(*found, strict=True)
         return {

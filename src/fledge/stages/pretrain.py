@@ -42,11 +42,11 @@ def main(recipe: Recipe) -> None:
         model=model,
         args=args,
         train_dataset=rows,
-        eval_dataset=heldout,
+        eval_dataset=heldout.whole_batches(args.eval_batch_size * args.world_size) if heldout else None,
         data_collator=PackedCollator(length, tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
-    trainer.apply(keys)
+    trainer.apply(keys, manifest)
     trainer.use_fused_head()
     tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)

@@ -39,17 +39,18 @@ def main(recipe: Recipe) -> None:
     # conversations to apply assistant_only_loss to.
     args.assistant_only_loss = False
     args.dataset_kwargs = {"skip_prepare_dataset": True}
+    at_once = args.eval_batch_size * args.world_size
     trainer = SftTrainer(
         model=model,
         args=args,
         train_dataset=as_hugging_face(rows),
-        eval_dataset=as_hugging_face(heldout) if heldout else None,
+        eval_dataset=as_hugging_face(heldout.whole_batches(at_once)) if heldout else None,
         processing_class=tokenizer,
     )
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
     trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)
-    trainer.apply(keys)
+    trainer.apply(keys, manifest)
     tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
     callback = train(trainer, recipe, record, tokens_per_step)

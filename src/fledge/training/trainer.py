@@ -21,6 +21,7 @@ class StageTrainer(Trainer):
 
     decay_ratio: float | None = None
     muon_learning_rate: float | None = None
+    heldout_tokens_per_row: float | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """With `muon_learning_rate`, the decoder's matrices go to Muon and the rest to the optimizer of `optim`."""
@@ -45,10 +46,22 @@ class StageTrainer(Trainer):
             self.args.lr_scheduler_kwargs = kwargs
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def apply(self, keys: TrainingKeys) -> None:
-        """Take over fledge's own keys."""
+    def apply(self, keys: TrainingKeys, manifest: dict[str, Any] | None = None) -> None:
+        """Take over fledge's own keys, and from the manifest what makes eval_loss a mean over tokens."""
         self.decay_ratio = keys.decay_ratio
         self.muon_learning_rate = keys.muon_learning_rate
+        if manifest and self.eval_dataset is not None:
+            self.heldout_tokens_per_row = manifest["eval"]["supervised_tokens"] / len(self.eval_dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if not model.training and self.heldout_tokens_per_row:
+            # The Trainer takes the mean over batches, weighed by their rows: with this denominator that is the mean
+            # over all tokens, whatever the layout. It multiplies by the processes what it divides by such a number.
+            rows = len(inputs["input_ids"]) * self.args.world_size
+            num_items_in_batch = rows * self.heldout_tokens_per_row
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
