@@ -216,9 +216,10 @@ def test_overlap_agrees_with_sets_of_words(overlap: float, monkeypatch: pytest.M
     kept, rows = [document() for _ in range(40)], [document() for _ in range(200)]
     monkeypatch.setattr(grams, "BATCH", 2000)
     found = pickle.loads(pickle.dumps(held_out(texts(*kept), overlap=overlap))).find(Batch(texts(*rows)))
-    kinds = set()
+    kinds, looked_for = set(), [grams_of(text) for text in kept]
     for row, copy in zip(rows, found, strict=True):
-        shares = [len(grams_of(row) & grams_of(text)) / max(len(grams_of(text)), 1) for text in kept]
+        held = grams_of(row)
+        shares = [len(held & wanted) / max(len(wanted), 1) for wanted in looked_for]
         best = max(range(len(kept)), key=shares.__getitem__)
         if row in kept:
             expected = (COPY, f"eval:{kept.index(row) + 1}")
