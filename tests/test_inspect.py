@@ -230,7 +230,7 @@ def test_the_page_in_a_browser(
     def browse(url: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *flags]
         profile = f"--user-data-dir={tmp_path / 'profile'}"
-        return subprocess.run([*command, profile, url.as_uri()], capture_output=True, text=True, timeout=120)
+        return subprocess.run([*command, profile, url.as_uri()], capture_output=True, text=True, timeout=300)
 
     done = browse(tmp_path / "frame.html", "--dump-dom", "--virtual-time-budget=5000", f"--window-size={width},900")
     measured = json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])  # type: ignore[index]

@@ -34,7 +34,8 @@ svg .bar.s0 { fill: var(--s0); } svg .bar.s1 { fill: var(--s1); }
 .row > h4 small { margin-left: .6rem; font-family: system-ui, sans-serif; }
 .maps { display: grid; grid-template-columns: 1fr 132px; gap: .2rem 1.4rem; align-items: end; margin-bottom: 1.2rem; }
 .maps small { align-self: start; }
-.docs { columns: 2 25rem; column-gap: 1.6rem; }
+.docs { columns: 2 25rem; column-gap: 1.6rem; margin-bottom: .6rem; }
+.docs:has(> :only-child) { columns: auto; }
 .doc { break-inside: avoid; border-left: 3px solid var(--edge); padding-left: 1rem; margin: 0 0 1.3rem; }
 .doc > small { display: block; margin-bottom: .35rem; overflow-wrap: anywhere; }
 .doc > small b { color: var(--ink); font-weight: 600; }
@@ -65,10 +66,11 @@ svg .bar.s0 { fill: var(--s0); } svg .bar.s1 { fill: var(--s1); }
 .mask > * { padding: .7rem 0; border-top: 1px solid var(--rule); min-width: 0; }
 .mask > b { padding-left: 1.4rem; font-weight: 500; font-variant-numeric: tabular-nums; color: var(--soft); }
 .mask > b.learnt { color: var(--loss-line); }
+.mask > .head:first-child { padding-left: 0; }
 .mask > .head { border-top: 0; padding-top: 0; color: var(--soft); font-size: .9rem; font-weight: 400; }
 pre { font: .82rem/1.55 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 pre mark { background: var(--loss-paper); color: var(--loss-ink); border-radius: .15rem; padding: .1rem 0; }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.6rem; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem 1.6rem; }
 .sides .doc { margin-bottom: .4rem; }
 .chosen { border-left-color: var(--good-line); } .rejected { border-left-color: var(--loss-line); }
 ul.checks { list-style: none; margin: .6rem 0; padding: 0; columns: 2 24rem; column-gap: 2.5rem; }
