@@ -39,7 +39,7 @@ class Work:
         self.split, self.keys, self.folder = split, keys, output_dir / split
         key = "datasets" if split == "train" else "eval_datasets"
         self.sources = open_sources(entries, key)
-        self._check(key)
+        self._check(tokenizer)
         cuts_text = keys.packing_strategy != "best-fit" or keys.overlong == "split"
         heldout = self._heldout()
         self.maker = Maker(
@@ -75,8 +75,13 @@ class Work:
                 path.unlink()  # of an earlier run with more rows
         return written
 
-    def _check(self, key: str) -> None:
+    def _check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         for source in self.sources:
+            if source.format.startswith("messages") and not tokenizer.chat_template:
+                raise ValueError(
+                    f"{source.name} holds conversations, and the tokenizer {self.keys.tokenizer} has no chat template; "
+                    "name one of chat_templates/ in tokenizer.yaml"
+                )
             if self.keys.packing_strategy == "wrapped" and source.format.startswith("messages"):
                 raise ValueError(
                     f"packing_strategy: wrapped cuts documents anywhere, and {source.name} holds conversations; "

@@ -9,10 +9,9 @@ import hashlib
 import os
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from fledge.arguments import PrepareArguments
 from fledge.data.checks import check_tokenizer, fingerprint
+from fledge.data.load import load_tokenizer
 from fledge.data.prepared import MANIFEST
 from fledge.data.shards import code_fingerprint, id_type
 from fledge.data.work import Work
@@ -29,8 +28,8 @@ def main(recipe: Recipe) -> None:
     """Make the shards of `train` and, if asked for, `eval`; then index them, and write the manifest last."""
     keys = recipe.own(PrepareArguments)
     record = Record(recipe)
-    tokenizer = AutoTokenizer.from_pretrained(keys.tokenizer, trust_remote_code=False)
-    check_tokenizer(tokenizer)
+    tokenizer = load_tokenizer(keys.tokenizer, "tokenizer")
+    check_tokenizer(tokenizer, chat=False)
     (recipe.output_dir / MANIFEST).unlink(missing_ok=True)
     num_proc = keys.num_proc or len(os.sched_getaffinity(0))
 
@@ -53,7 +52,7 @@ def main(recipe: Recipe) -> None:
         "seed": keys.seed,
         "id_type": id_type(len(tokenizer)).name,
         "tokenizer": fingerprint(tokenizer),
-        "chat_template": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+        "chat_template": hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest(),
         "code": code_fingerprint(),
         "versions": versions(),
         "sources": names,
