@@ -79,8 +79,8 @@ class Work:
         for source in self.sources:
             if source.format.startswith("messages") and not tokenizer.chat_template:
                 raise ValueError(
-                    f"{source.name} holds conversations, and the tokenizer {self.keys.tokenizer} has no chat template; "
-                    "name one of chat_templates/ in tokenizer.yaml"
+                    f"{source.name} holds conversations, and the tokenizer {self.keys.tokenizer} has no chat "
+                    "template; name one of chat_templates/ in tokenizer.yaml"
                 )
             if self.keys.packing_strategy == "wrapped" and source.format.startswith("messages"):
                 raise ValueError(
