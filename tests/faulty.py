@@ -98,7 +98,7 @@ CONVERSATIONS: dict[str, tuple[str, Make]] = {
 
 PAIRS: dict[str, tuple[str, Make]] = {
     "no rejected side": (faults.NO_SIDE, lambda: {**sound_pair(0), "rejected": []}),
-    "a side is null": (faults.CONTENT, lambda: {**sound_pair(0), "chosen": None}),
+    "a side is null": (faults.NO_SIDE, lambda: {**sound_pair(0), "chosen": None}),
     "an empty side": (faults.NO_ANSWER, lambda: {**sound_pair(0), "chosen": [{"role": "assistant", "content": ""}]}),
     "the same twice": (faults.SAME_SIDES, lambda: {**sound_pair(0), "rejected": sound_pair(0)["chosen"]}),
     "no prompt": (faults.NO_PROMPT, lambda: {**sound_pair(0), "prompt": []}),

@@ -13,6 +13,7 @@ from conftest import CONVERSATIONS, TEXTS, documents_of
 from transformers import PreTrainedTokenizerBase
 
 from fledge.data.pairs import check_pair, read_pairs, write_pairs
+from fledge.evaluation import generate
 from fledge.evaluation.generate import Answer, chat_prompt, sample
 from fledge.evaluation.likelihood import (
     bits_per,
@@ -244,6 +245,12 @@ def test_preference_margins_have_the_sign_of_the_preference(
 
 
 # --- sampling
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample in float32 wherever the tests run: bfloat16 may round otherwise in another batch."""
+    monkeypatch.setattr(generate, "choose_bf16", lambda _: False)
 
 
 def sampled(

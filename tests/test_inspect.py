@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
     folder = tmp_path_factory.mktemp("nest")
     files = {"text": [{"text": text} for text in TEXTS], "chats": SHOWN, "others": [conversation("Count", "one two")]}
     text, chats, others = ([{"path": str(write_lines(folder / f"{n}.jsonl", rows))}] for n, rows in files.items())
-    made = {"tokenizer": str(tokenizer_folder), "max_length": LENGTH}
+    made = {"tokenizer": str(tokenizer_folder), "max_length": LENGTH, "faulty": "keep"}
     run = folder / "run"
     for name, values in {
         "prepare": {"datasets": text, "output_dir": run / "text", **made},

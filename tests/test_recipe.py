@@ -63,7 +63,11 @@ FAULTS = [
     ("sft", "datasets: []", "datasets: no key of this stage; it belongs in tokenizer.yaml or prepare.yaml"),
     ("pretrain", "lr_scheduler_kwargs: {powr: 1}", "lr_scheduler_kwargs.powr: unknown key; did you mean power?"),
     ("prepare", "eval_datasets:\n  - pth: a", "eval_datasets[0].pth: unknown key; did you mean path?"),
-    ("prepare", "eval_datasets:\n  - path: a\n    w: 2", "eval_datasets[0].w: unknown key; known are name, path"),
+    (
+        "prepare",
+        "eval_datasets:\n  - path: a\n    w: 2",
+        "eval_datasets[0].w: unknown key; known are columns, filter, name, path, split, subset, weight",
+    ),
     (
         "sft",
         "accelerator_config:\n  even_batch: 1",

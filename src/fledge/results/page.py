@@ -41,7 +41,7 @@ def document(title: str, head: str, body: str) -> str:
 
 def _section(section: Section) -> str:
     title = f"<h2>{marked(section.title)}</h2>\n" if section.title else ""
-    return f"<section>\n{title}" + "\n".join(block(block) for block in section.blocks) + "\n</section>"
+    return f"<section>\n{title}" + "\n".join(block(part) for part in section.blocks) + "\n</section>"
 
 
 def block(block: Block) -> str:
