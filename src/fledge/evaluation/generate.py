@@ -49,9 +49,9 @@ def sample(
     """One answer for each prompt, a text with its special tokens in it, in the order of the prompts.
 
     Plain sampling at `temperature` from the whole distribution, in bfloat16 where the machine multiplies in it, as in
-    training. In float32 an answer does not depend on its batch; in bfloat16 rounding may. Unlike `generate`, it lets go
-    of finished answers, and draws one number a row where multinomial draws one for every entry of the vocabulary: on a
-    CPU that is most of the time of a small model.
+    training. In float32 an answer does not depend on its batch; in bfloat16 rounding may change it. Unlike `generate`,
+    it lets go of finished answers, and draws one number a row where multinomial draws one for every entry of the
+    vocabulary: on a CPU that is most of the time of a small model.
     """
     if model.generation_config.eos_token_id is None:
         raise ValueError(f"{model.name_or_path}: generation_config.json names no eos_token_id: it would never stop")
