@@ -57,6 +57,18 @@ def test_cpu_head_is_log_softmax(compiled: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cpu_head_of_no_token_at_all(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled:  # whole tiles, without waiting for a compiler
+        monkeypatch.setattr(
+            cpu_head, "_compiled", {"statistics": cpu_head._tile_statistics, "gradient": cpu_head._tile_gradient}
+        )
+    hidden, weight, targets, upstream = log_prob_inputs(3)
+    found = cpu_head_results(hidden[:0], weight, targets[:0], upstream[:0])
+    assert [len(value) for value in found[:3]] == [0, 0, 0]
+    assert found[3].shape == (0, 32) and not found[4].any()
+
+
 def test_cpu_head_under_bf16_autocast() -> None:
     # bfloat16 keeps 8 bits: a logit of up to 8 is off by 2^-6 at most. Sums over tiles are kept in float32, so that
     # the gradient of the weight, a sum over 32 tiles, is no worse than one of its terms.

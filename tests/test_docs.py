@@ -92,7 +92,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return SimpleNamespace(main=instead(module.rpartition(".")[2]))
 
     monkeypatch.setattr(cli, "import_module", room)
-    for module, name in (("launching.chain", "run"), ("results.report", "write"), ("chat.terminal", "chat")):
+    for module, name in (
+        ("launching.chain", "run"),
+        ("results.report", "write"),
+        ("chat.terminal", "chat"),
+        ("inspecting.report", "inspect"),
+    ):
         monkeypatch.setattr(f"fledge.{module}.{name}", instead(name))
     return called
 

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -33,6 +34,9 @@ OTHERS = {
 }
 
 
+SECONDS_FOR_THE_FIRST = 5.0
+
+
 class _Parser(argparse.ArgumentParser):
     """Mistakes are ValueErrors, like everywhere else."""
 
@@ -45,11 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except ValueError as error:
-        # Every process of a launch finds the same mistake; one of them says so.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"fledge: {error}", file=sys.stderr)
-            if code_file := os.environ.get(EXIT_CODE_FILE):
-                Path(code_file).write_text("2")
+        # Every process of a launch finds most mistakes; the first one says so, and then the launcher ends the others.
+        # A process that is still there after a while is the only one that found this one.
+        if (rank := os.environ.get("RANK", "0")) != "0":
+            time.sleep(SECONDS_FOR_THE_FIRST)
+            error = ValueError(f"process {rank}: {error}")
+        print(f"fledge: {error}", file=sys.stderr)
+        if code_file := os.environ.get(EXIT_CODE_FILE):
+            Path(code_file).write_text("2")
         return 2
     except KeyboardInterrupt:
         return 130

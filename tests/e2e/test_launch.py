@@ -68,6 +68,8 @@ def test_two_processes_walk_the_same_curve(two: Workspace) -> None:
     assert len(one) == 12
     # Not asked for to the bit: gloo may add the two gradients up in another order than one process does.
     assert losses(two.run_folder / "two") == pytest.approx(one, abs=1e-4)
+    heldout = [losses(two.run_folder / run, "eval_loss") for run in ("pretrain", "two")]
+    assert len(heldout[0]) == 1 and heldout[1] == pytest.approx(heldout[0], abs=1e-4)
 
 
 def test_run_takes_a_layout_and_refuses_one_that_does_not_divide(mine: Workspace) -> None:

@@ -102,8 +102,8 @@ class Talk:
 
 
 def tidy(text: str) -> str:
-    """Composed characters, plain spaces, no invisible ones and none at the end of a line."""
-    text = unicodedata.normalize("NFC", text).replace("\u2060", "").replace("\u200b", "")
+    """Composed characters, plain spaces, no invisible or control characters, no space at the end of a line."""
+    text = re.sub(r"[\u2060\u200b\x00-\x08\x0b-\x1f\x7f]", "", unicodedata.normalize("NFC", text))
     text = re.sub(r"[\t\u00a0\u2000-\u200a\u202f]", " ", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" *\n *", "\n", text)).strip()
 

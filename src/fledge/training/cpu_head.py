@@ -78,7 +78,7 @@ class CpuLogProbFunction(torch.autograd.Function):
             hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
         tiles = [
             statistics(hidden[start : start + TILE_TOKENS] @ weight.t(), targets[start : start + TILE_TOKENS])
-            for start in range(0, len(hidden), TILE_TOKENS)
+            for start in range(0, max(len(hidden), 1), TILE_TOKENS)  # one at least: a batch may have no label
         ]
         log_probs, log_partition, entropy, mean_logits, is_top1 = (
             torch.cat(column) for column in zip(*tiles, strict=True)
