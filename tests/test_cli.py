@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-import fledge
+import fledge.cli
 from fledge.arguments import STAGES
 from fledge.cli import STAGES as DESCRIBED
 from fledge.cli import main
@@ -112,10 +112,16 @@ def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.startswith(f"fledge: {message}")
 
 
-def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_speaks_only_if_the_first_did_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(fledge.cli.time, "sleep", waited.append)
+    assert main(["xyzzy"]) == 2
+    assert waited == [] and capsys.readouterr().err.startswith("fledge: xyzzy: no such command")
     monkeypatch.setenv("RANK", "1")
     assert main(["xyzzy"]) == 2
-    assert capsys.readouterr().err == ""
+    assert waited == [5.0] and capsys.readouterr().err.startswith("fledge: process 1: xyzzy: no such command")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ LONGEST_MORE = 400
 """Characters of the longest answer to "Tell me more."."""
 LONGEST_CONTEXT = 300
 """Characters of the lead that a question may quote."""
-LONGEST_STEPS, LONGEST_INGREDIENTS = 500, 250
+LONGEST_STEPS, LONGEST_INGREDIENTS = 440, 220
 """Characters of the longest recipe that becomes a pair."""
 LONGEST_OPENING = 300
 """Characters of the longest opening of small talk that is a request."""
