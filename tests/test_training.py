@@ -244,6 +244,10 @@ def test_only_whole_checkpoints_are_resumed_from(
         assert newest_checkpoint(tmp_path).name == "checkpoint-8"
         assert f"checkpoint-10 is incomplete ({name} missing) and is passed over" in caplog.text
         hidden.rename(tmp_path / "checkpoint-10" / name)
+    state = tmp_path / "checkpoint-10" / "trainer_state.json"
+    state.write_text(state.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    assert newest_checkpoint(tmp_path).name == "checkpoint-8"
+    assert "the end of trainer_state.json missing" in caplog.text
 
 
 # --- DPO
