@@ -41,7 +41,8 @@ def main(recipe: Recipe) -> None:
     sampled = requests[: keys.num_requests]
     answers = sample_answers(keys, sampled)
     pairs, unfit = on_policy_pairs(sampled, answers, judge)
-    logger.info("%d of %d answers scored below the real ones", len(pairs), len(answers))
+    empty = sum(not answer for answer in answers)
+    logger.info("%d of %d answers scored below the real ones, %d are empty", len(pairs), len(answers), empty)
     if keys.balance_lengths:
         pairs = balanced(pairs)
     pairs = pairs[: wanted["on_policy"]]
