@@ -96,13 +96,15 @@ def _continue(
     cache = DynamicCache(config=model.config)
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        # As an index, not as a count: on a CPU the head would copy its weights once a row for a strided view.
+        last = torch.tensor([tokens.shape[1] - 1], device=model.device)
         logits = model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         ).logits[:, -1]
         cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
         # rand is in [0, 1), so this is in (0, 1]: no entry of probability 0 is ever drawn.

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.arguments import DatasetEntry, EvaluateArguments
@@ -20,6 +21,7 @@ from fledge.evaluation.likelihood import bits_per, code_lengths, picked, prefere
 from fledge.evaluation.measures import answer_measures, choice_measures, form_measures, is_perfect, mean
 from fledge.evaluation.trigram import Trigram
 from fledge.files import write_json
+from fledge.machine import choose_bf16
 from fledge.recipe import Recipe
 from fledge.results.record import Record
 
@@ -52,20 +54,21 @@ def main(recipe: Recipe) -> None:
         for name, folder in keys.models.items():
             model, tokenizer = load(folder, "models")
             answers = answer(name, model, tokenizer, requests, corpus, keys)
-            lengths = {source: code_lengths(name, model, tokenizer, rows) for source, rows in sources.items()}
-            found[name] = {
-                **text_measures(lengths, sources),
-                "answer_bits_per_char": bits_per(len, code_lengths(name, model, tokenizer, chats), chats),
-                **answer_measures(answers, corpus.units),
-            }
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=choose_bf16("auto")):  # as training reads
+                lengths = {source: code_lengths(name, model, tokenizer, rows) for source, rows in sources.items()}
+                found[name] = {
+                    **text_measures(lengths, sources),
+                    "answer_bits_per_char": bits_per(len, code_lengths(name, model, tokenizer, chats), chats),
+                    **answer_measures(answers, corpus.units),
+                }
+                if choices:
+                    prompt = corpus.document_prompt if name in keys.base_models else None
+                    found[name] |= choice_measures(choices, picked(name, model, tokenizer, choices, prompt))
+                margins[name] = preference_margins(name, model, tokenizer, pairs)
             if is_judged:
                 found[name] |= form_measures(
                     requests, answers, corpus.judge, corpus.lines, known_lines, corpus.COPIED_LINE_LENGTH
                 )
-            if choices:
-                prompt = corpus.document_prompt if name in keys.base_models else None
-                found[name] |= choice_measures(choices, picked(name, model, tokenizer, choices, prompt))
-            margins[name] = preference_margins(name, model, tokenizer, pairs)
             record.log(model=name, **found[name])
             for request, given in zip(requests, answers, strict=True):
                 samples.write(json.dumps(sample_row(name, request, given, corpus), ensure_ascii=False) + "\n")
