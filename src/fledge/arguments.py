@@ -61,8 +61,12 @@ class CorpusArguments:
 class TokenizerArguments:
     """Keys of tokenizer.yaml."""
 
-    chat_template: str = key("A .jinja file with {% generation %} markers; it is saved inside the tokenizer.")
     output_dir: str = key("Where the tokenizer goes.")
+    chat_template: str | None = key(
+        "A .jinja file with {% generation %} markers; it is saved inside the tokenizer. Without one the tokenizer "
+        "does for text only.",
+        None,
+    )
     datasets: list[DatasetEntry] = key("Text to learn from: files with a `text` or a `messages` column.", [])
     vocab_size: int | None = key(
         "Entries of the vocabulary, special tokens included; with base_tokenizer, what has to come out.",
