@@ -62,6 +62,11 @@ FAULTS = [
     ("pretrain", "packing: true", "packing: no key of this stage; it belongs in sft.yaml"),
     ("sft", "datasets: []", "datasets: no key of this stage; it belongs in tokenizer.yaml or prepare.yaml"),
     ("pretrain", "lr_scheduler_kwargs: {powr: 1}", "lr_scheduler_kwargs.powr: unknown key; did you mean power?"),
+    (
+        "pretrain",
+        "lr_scheduler_kwargs: {decay_type: 1-sqr}",
+        'lr_scheduler_kwargs.decay_type: "1-sqr" is not one of linear, cosine, 1-sqrt; did you mean 1-sqrt?',
+    ),
     ("prepare", "eval_datasets:\n  - pth: a", "eval_datasets[0].pth: unknown key; did you mean path?"),
     (
         "prepare",
@@ -146,8 +151,8 @@ FAULTS = [
 
 # What the whole text of a recipe is, and the message.
 TEXTS = [
-    (b"", "1: the recipe is empty"),
-    (b"# nothing yet\n", "1: the recipe is empty"),
+    (b"", "1: the file is empty"),
+    (b"# nothing yet\n", "1: the file is empty"),
     (b"- a\n- b\n", "1: the top level has to be a mapping"),
     (b"seed: 1\nrun_name: \xe9\n", "2: not UTF-8"),
     (b"#" * 100_001, " larger than 100,000 bytes"),
@@ -158,7 +163,7 @@ TEXTS = [
 
 PRETRAIN_FAULTS = [
     ("hidden_sizes: 64", "hidden_sizes: unknown key; did you mean hidden_size?"),
-    ("vocab_size: 300", "vocab_size: comes from the tokenizer; leave it out"),
+    ("vocab_size: 0", "vocab_size: must be at least 1, not 0"),
     ("eos_token_id: 1", "eos_token_id: comes from the tokenizer; leave it out"),
     ("torch_dtype: bfloat16", "torch_dtype: weights are kept in float32"),
     ("rope_parameters: {rope_thta: 1.0}", "rope_parameters.rope_thta: unknown key; did you mean rope_theta?"),

@@ -106,7 +106,7 @@ def log_progress() -> None:
 def _run(argv: Sequence[str]) -> int:
     parser = _Parser("fledge run", description="Run every stage of a recipe folder, in order.", allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="RECIPE_FOLDER")
-    parser.add_argument("--on", type=Path, metavar="LAYOUT.yaml", help="an Accelerate config: where it runs")
+    parser.add_argument("--on", metavar="LAYOUT", help="where it runs: a file, or one of accelerate_configs/")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone, for instance prepare_sft")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="begin with this stage")
     arguments = parser.parse_args(argv)
@@ -169,7 +169,7 @@ def _help() -> str:
     return f"""fledge raises a small language model.
 
   fledge STAGE RECIPE.yaml [--key value ...]
-  fledge run RECIPE_FOLDER [--on LAYOUT.yaml] [--only STAGE] [--from STAGE]
+  fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE]
   accelerate launch --config_file LAYOUT.yaml -m fledge STAGE RECIPE.yaml [--key value ...]
 
 Stages, in order:

@@ -63,21 +63,14 @@ def load_recipe(stage: str, path: str | Path, overrides: Sequence[str] = ()) -> 
         RecipeError: everything that is wrong with the file and the overrides, each fault with its line and the fix.
     """
     path = Path(path)
-    text = _read(stage, path)
-    try:
-        document = Document(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}:{_syntax_fault(error, text)}") from None
-    if not isinstance(document.value, dict):
-        what = "the recipe is empty" if document.value is None else "the top level has to be a mapping"
-        raise RecipeError(f"{path}:{document.lines.get((), 1)}: {what}; write `key: value` lines")
-
+    _check_name(stage, path)
+    document = read_document(path)
     schema, values, lines = load(stage), document.value, document.lines
     found = [*document.faults, *_apply(overrides, schema, values, lines)]
     found += faults(values, schema)
     found += _missing_files(values)
     if found:
-        raise RecipeError("\n".join(_sorted_messages(found, path, lines)))
+        raise RecipeError("\n".join(messages(found, path, lines)))
     return Recipe(stage, path.stem, path, values, {key: _source(key, path, lines) for key in values})
 
 
@@ -102,7 +95,24 @@ def resolved(recipe: Recipe, library_values: dict[str, Any] | None) -> dict[str,
     return {key: {"value": value, "from": origin(key, value)} for key, value in plain.items()}
 
 
-def _read(stage: str, path: Path) -> str:
+def read_document(path: Path) -> Document:
+    """The mapping in a YAML file, recipe or layout, with its lines and what is wrong with it as YAML.
+
+    Raises:
+        RecipeError: it cannot be read, is no YAML, or holds something else than a mapping.
+    """
+    text = _read(path)
+    try:
+        document = Document(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}:{_syntax_fault(error, text)}") from None
+    if not isinstance(document.value, dict):
+        what = "the file is empty" if document.value is None else "the top level has to be a mapping"
+        raise RecipeError(f"{path}:{document.lines.get((), 1)}: {what}; write `key: value` lines")
+    return document
+
+
+def _check_name(stage: str, path: Path) -> None:
     if not path.exists():
         raise RecipeError(f"{path}: no such file{_nearest_file(path)}")
     if path.is_dir():
@@ -112,6 +122,9 @@ def _read(stage: str, path: Path) -> str:
         raise RecipeError(f"{path}: a recipe's name begins with its stage; rename it to {stage}{path.suffix}")
     if named != stage:
         raise RecipeError(f"{path}: a recipe of {named}, not of {stage}; write fledge {named} {path}")
+
+
+def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -212,13 +225,14 @@ def _nearest_file(path: Path) -> str:
     return suggestion(path.name, (file.name for file in path.parent.glob("*")))
 
 
-def _sorted_messages(found: list[Fault], path: Path, lines: Lines) -> list[str]:
+def messages(found: list[Fault], path: Path, lines: Lines) -> list[str]:
+    """The faults of a file as lines of text, in the order of their lines: `path:line: key: what and the fix`."""
     placed = sorted((fault.line or _line(fault.path, lines), dotted(fault.path), fault.message) for fault in found)
-    messages = []
+    texts = []
     for line, key, message in placed:
         where, dashes = ("command line", "--") if line == COMMAND_LINE else (f"{path}:{line}", "")
-        messages.append(_printable(f"{where}: {dashes + key + ': ' if key else ''}{message}"))
-    return list(dict.fromkeys(messages))
+        texts.append(_printable(f"{where}: {dashes + key + ': ' if key else ''}{message}"))
+    return list(dict.fromkeys(texts))
 
 
 def _line(path: tuple[str | int, ...], lines: Lines) -> int:

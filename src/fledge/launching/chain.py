@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.files import write_json
+from fledge.layouts import find_layout, read_layout
 from fledge.recipe import Recipe
 from fledge.results.report import headlines
 from fledge.results.report import write as write_report
@@ -19,17 +20,18 @@ from .plan import STATE, fingerprint, inputs, is_done, read_folder, result_files
 from .process import launch
 
 
-def run(folder: Path, on: Path | None, only: str | None, start: str | None) -> int:
+def run(folder: Path, on: str | None, only: str | None, start: str | None) -> int:
     """Run the stages of `folder`; returns the exit code of the first that fails, or 0.
 
     Args:
-        on: the layout, an Accelerate config; accelerate_configs/cpu.yaml if None.
+        on: the layout, a file or the name of one in accelerate_configs/; its cpu.yaml if None.
         only: name of the one stage to run, done or not.
         start: name of the stage to begin with; it and everything after it runs, done or not.
     """
     began = time.time()
     recipes = read_folder(folder)
-    layout = find_layout(folder, on)
+    layout = find_layout(on or folder.resolve().parent.parent / "accelerate_configs" / "cpu.yaml")
+    read_layout(layout)
     names = [recipe.name for recipe in recipes]
     for name in (only, start):
         if name is not None and name not in names:
@@ -57,18 +59,6 @@ def run(folder: Path, on: Path | None, only: str | None, start: str | None) -> i
             stages.append({"name": recipe.name, "stage": recipe.stage, **measured, "skipped": skipped})
     finish(folder, home, layout, stages, began)
     return 0
-
-
-def find_layout(folder: Path, on: Path | None) -> Path:
-    """`on`, or the CPU layout beside the recipes.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    layout = on or folder.resolve().parent.parent / "accelerate_configs" / "cpu.yaml"
-    if not layout.is_file():
-        raise ValueError(f"--on: no such layout: {layout}; name one of accelerate_configs/")
-    return layout
 
 
 def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) -> tuple[dict[str, Any], int]:

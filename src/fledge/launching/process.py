@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import yaml
 
+from fledge.layouts import read_layout
 from fledge.recipe import Recipe
 
 from . import EXIT_CODE_FILE
@@ -66,8 +66,9 @@ def threads(layout: Path) -> int:
     """OMP_NUM_THREADS if it is set; on a CPU layout each process's share of the cores, elsewhere 1."""
     if "OMP_NUM_THREADS" in os.environ:
         return int(os.environ["OMP_NUM_THREADS"])
-    placement = yaml.safe_load(layout.read_text(encoding="utf-8"))
-    return max(1, os.cpu_count() // placement["num_processes"]) if placement.get("use_cpu") else 1
+    placement = read_layout(layout)
+    here = placement.num_processes // placement.num_machines
+    return max(1, os.cpu_count() // here) if placement.use_cpu else 1
 
 
 class _Memory:
