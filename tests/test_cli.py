@@ -163,7 +163,7 @@ def test_run(fake: Callable[..., list]) -> None:
     assert main(["run", "recipes/a", "--on", "cpu.yaml", "--from", "prepare_sft"]) == 3
     assert main(["run", "recipes/a", "--only", "sft"]) == 3
     assert [arguments for arguments, _ in calls] == [
-        (Path("recipes/a"), Path("cpu.yaml"), None, "prepare_sft"),
+        (Path("recipes/a"), "cpu.yaml", None, "prepare_sft"),
         (Path("recipes/a"), None, "sft", None),
     ]
 

@@ -145,8 +145,8 @@ FAULTS = [
 
 # What the whole text of a recipe is, and the message.
 TEXTS = [
-    (b"", "1: the recipe is empty"),
-    (b"# nothing yet\n", "1: the recipe is empty"),
+    (b"", "1: the file is empty"),
+    (b"# nothing yet\n", "1: the file is empty"),
     (b"- a\n- b\n", "1: the top level has to be a mapping"),
     (b"seed: 1\nrun_name: \xe9\n", "2: not UTF-8"),
     (b"#" * 100_001, " larger than 100,000 bytes"),

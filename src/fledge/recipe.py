@@ -73,27 +73,25 @@ def load_recipe(stage: str, path: str | Path, overrides: Sequence[str] = (), smo
     """
     path = Path(path)
     small = read_smoke(path.parent).get(path.stem) if smoke else None
-    schema, values, found, shrunk = load(stage), {}, [], {}
-    lines: Lines = {(): small.place} if small else {}
-    _check_name(stage, path, is_there=path.exists() or small is not None)
-    if path.exists() or not small:
-        document = read_document(path)
-        values, found, lines = document.value, document.faults, {**document.lines}
-        shrunk = small.changes(values) if small else {}
+    only_small = small is not None and not path.exists()
+    _check_name(stage, path, is_there=path.exists() or only_small)
+    document = Document("{}") if only_small else read_document(path)
+    schema, values, found = load(stage), document.value, [*document.faults]
+    lines: Lines = {**document.lines, **({(): small.place} if only_small else {})}
+    shrunk = small.changes(values) if small and not only_small else {}
     if small:
         found += small.apply(values, lines)
-    if smoke:
-        values, plain = moved(values), values
+    plain, values = values, moved(values) if smoke else values
+    elsewhere = [key for key in values if values[key] != plain[key]]
     found += apply_command_line(overrides, schema, values, lines)
     found += faults(values, schema)
     found += _missing_files(values)
     if smoke and not str(values.get("output_dir", SMOKE_RUNS)).startswith(SMOKE_RUNS):
-        found += [Fault(("output_dir",), f"a smoke run writes below {SMOKE_RUNS} alone; name a folder below runs/")]
+        found += [Fault(("output_dir",), f"a smoke run writes below {SMOKE_RUNS} alone; name a folder there")]
     if found:
         raise RecipeError("\n".join(messages(found, path, lines)))
     sources = {key: _source(key, path, lines) for key in values}
-    if smoke:
-        sources |= {key: f"{sources[key]}, moved to {SMOKE_RUNS}" for key in plain if values[key] != plain[key]}
+    sources |= {key: f"{sources[key]}, moved to {SMOKE_RUNS}" for key in elsewhere if lines[key,] != COMMAND_LINE}
     return Recipe(stage, path.stem, path, values, sources, smoke, shrunk)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import yaml
 
+from fledge.layouts import read_layout
 from fledge.recipe import Recipe
 
 from . import EXIT_CODE_FILE
@@ -37,13 +37,13 @@ class Outcome:
 
 
 def launch(recipe: Recipe, layout: Path) -> Outcome:
-    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE` to its end."""
+    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE [--smoke]` to its end."""
     command = [sys.executable]
     if recipe.stage not in WITHOUT_DEVICES:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
         command += ["--num_cpu_threads_per_process", str(threads(layout))]  # accelerate warns if it has to guess
         command += ["--config_file", str(layout)]
-    command += ["-m", "fledge", recipe.stage, str(recipe.path)]
+    command += ["-m", "fledge", recipe.stage, str(recipe.path), *(["--smoke"] if recipe.smoke else [])]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment = {**ALLOCATOR, **os.environ, EXIT_CODE_FILE: str(code_file)}
@@ -66,8 +66,9 @@ def threads(layout: Path) -> int:
     """OMP_NUM_THREADS if it is set; on a CPU layout each process's share of the cores, elsewhere 1."""
     if "OMP_NUM_THREADS" in os.environ:
         return int(os.environ["OMP_NUM_THREADS"])
-    placement = yaml.safe_load(layout.read_text(encoding="utf-8"))
-    return max(1, os.cpu_count() // placement["num_processes"]) if placement.get("use_cpu") else 1
+    placement = read_layout(layout)
+    here = placement.num_processes // placement.num_machines
+    return max(1, os.cpu_count() // here) if placement.use_cpu else 1
 
 
 class _Memory:
