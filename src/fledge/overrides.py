@@ -48,8 +48,7 @@ class Section:
             put(values, lines, path, value, place)
             if value is None:
                 del below(values, path)[path[-1]]
-            inside = {rest: where for (first, *rest), where in self.places.items() if first == key}
-            lines.update({(*path, *rest): where for rest, where in inside.items()})
+            lines.update({(*path, *inside[1:]): where for inside, where in self.places.items() if inside[0] == key})
 
     def changes(self, values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Dotted key -> what `values` state now, and what this section makes of it; None where it is not stated."""

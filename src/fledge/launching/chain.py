@@ -83,7 +83,9 @@ def shown(value: Any) -> str:
     """A recipe's value in a few characters."""
     if isinstance(value, list | dict):
         return f"{len(value)} entries" if len(value) != 1 else "1 entry"
-    return "nothing" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, bool | None):
+        return "nothing" if value is None else str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) -> tuple[dict[str, Any], int]:
