@@ -180,7 +180,10 @@ class TrainingKeys:
 class PretrainArguments(TrainingKeys):
     """Keys of pretrain.yaml beside those of transformers.TrainingArguments."""
 
-    model_config: dict[str, Any] = key("Keys of FledgeConfig; vocabulary and special tokens come from the tokenizer.")
+    model_config: dict[str, Any] = key(
+        "Keys of the configuration class of `model_type`, FledgeConfig if that is left out; special tokens come from "
+        "the tokenizer, and `vocab_size` too where it is not stated."
+    )
     tokenizer: str = key("Folder of the tokenizer.")
     prepared: str = key("Folder written by prepare.")
     tokens_per_step: int = key(
@@ -297,7 +300,7 @@ class ExportArguments:
     """Keys of export.yaml."""
 
     model_name_or_path: str = key("Folder of the model to export.")
-    output_dir: str = key("Where the plain Llama folder goes.")
+    output_dir: str = key("Where the plain transformers folder goes: Llama, or the architecture of model_config.")
 
 
 STAGES: dict[str, type] = {
