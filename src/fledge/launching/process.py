@@ -42,12 +42,10 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
     command = [sys.executable]
     if recipe.stage not in WITHOUT_DEVICES:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
-        command += [
-            "--num_cpu_threads_per_process",
-            str(threads(read_layout(layout))),
-        ]  # accelerate warns if it has to guess
+        # accelerate warns if it has to guess
+        command += ["--num_cpu_threads_per_process", str(threads(read_layout(layout)))]
         command += ["--config_file", str(layout)]
-    command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides]
+    command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides, *(["--smoke"] if recipe.smoke else [])]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment = {**ALLOCATOR, **os.environ, EXIT_CODE_FILE: str(code_file)}
