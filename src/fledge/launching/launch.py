@@ -74,7 +74,8 @@ def launch(
         stated = [name for name in names if options[name] is not None]
         if stated and owner != via:
             raise ValueError(f"--{stated[0]}: only --via {owner} takes it")
-    layout = placed(read_layout(find_layout(on)), nodes)
+    written = read_layout(find_layout(on))
+    layout = placed(written, nodes)
     single = not target.is_dir()
     if overrides and not single:
         raise ValueError(f"{shlex.join(overrides)}: a key belongs to one recipe; name a file of {target}")
@@ -93,6 +94,8 @@ def launch(
         recipes = read_folder(target.parent) if single else stages(target)
         queue = Queue(**{name: options[name] for name in ONLY["slurm"]})
         return submit(recipes, own, layout, tuple(overrides), queue)
+    if layout.num_machines == 1 < written.num_machines:
+        raise ValueError(f"--nodes 1: {on} is a layout of {written.num_machines} machines; take one of a single one")
     if layout.num_machines > 1:
         jobs = [Job(own, layout, tuple(overrides))] if own else [Job(recipe, layout) for recipe in stages(target)]
         host = options["main_process_ip"] or socket.gethostname()
