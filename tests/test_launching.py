@@ -204,7 +204,7 @@ def test_the_scripts_line_by_line(
     written = {"folder": shlex.quote(str(folder)), "python": shlex.quote(sys.executable)}
     assert script("pretrain") == TRAINING_SCRIPT.format(**written).splitlines()
     assert script("prepare") == PREPARE_SCRIPT.format(**written).splitlines()
-    assert script("submit")[2:] == [
+    assert script("submit")[3:] == [
         f"cd {written['folder']}",
         "job_tokenizer=$(sbatch --parsable runs/tiny/slurm/tokenizer.sh)",
         'echo "tokenizer: job $job_tokenizer, tokenizer.sh"',

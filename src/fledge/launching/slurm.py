@@ -115,12 +115,17 @@ def submit(recipes: list[Recipe], own: Recipe | None, layout: Layout, overrides:
         return 0
     lines = ["#!/bin/bash", "# Queues every stage after those it reads from.", "set -euo pipefail"]
     lines.append(f"cd {shlex.quote(str(Path.cwd()))}")
+    texts = {}
     for recipe in wanted:
-        job = Job(recipe, layout, overrides if recipe is own else ())
+        path = scripts(recipe) / f"{recipe.name}.sh"
+        texts[path] = script(Job(recipe, layout, overrides if recipe is own else ()), queue)
         above = [variable(other) for other in inputs(recipe, recipes) if other in wanted]
-        lines += submission(job, write(job, queue), above)
+        lines += submission(recipe, path, above)
     path = scripts(wanted[-1]) / "submit.sh"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    texts[path] = "\n".join(lines) + "\n"
+    for target, text in texts.items():
+        (target.parent / "logs").mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
     if shutil.which("sbatch") is None:
         say(f"written; there is no sbatch on this machine, so run where there is: bash {shlex.quote(str(path))}")
         return 0
@@ -149,15 +154,6 @@ def needed(recipe: Recipe, recipes: Sequence[Recipe]) -> list[Recipe]:
             )
         found += needed(other, recipes)
     return found
-
-
-def write(job: Job, queue: Queue) -> Path:
-    """Write the script of a job; returns its path."""
-    folder = scripts(job.recipe)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    path = folder / f"{job.recipe.name}.sh"
-    path.write_text(script(job, queue), encoding="utf-8")
-    return path
 
 
 def script(job: Job, queue: Queue) -> str:
@@ -216,13 +212,13 @@ def task(job: Job) -> str:
     return " \\\n    ".join(parts)
 
 
-def submission(job: Job, path: Path, above: Sequence[str]) -> list[str]:
+def submission(recipe: Recipe, path: Path, above: Sequence[str]) -> list[str]:
     """The lines of submit.sh that queue a job after those whose numbers are in the variables `above`."""
     words = "sbatch --parsable"
     if above:  # one that cannot start any more must not wait for ever
         words += " --kill-on-invalid-dep=yes --dependency=afterok"
         words += "".join(f':"${{{name}%%;*}}"' for name in above)  # NUMBER;CLUSTER where there are several
-    own = variable(job.recipe)
+    own = variable(recipe)
     said = f'echo "{own.removeprefix("job_")}: job ${own}, {path.name}"'
     return [f"{own}=$({words} {shlex.quote(str(path))})", said]
 
