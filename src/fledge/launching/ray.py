@@ -32,6 +32,8 @@ def train(job: Job) -> int:
         ValueError: no Ray, a cluster that is too small, or what the stage itself refuses.
         ray.train.TrainingFailedError: a worker failed in another way.
     """
+    # Ray's own minute is short for workers that import torch from a network disk; it would start them over and over.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     try:
         import ray
         from ray.train import RunConfig, ScalingConfig, TrainingFailedError
