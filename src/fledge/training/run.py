@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
+from fledge.layouts import launched_engine
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import Record, read_metrics
@@ -12,6 +13,7 @@ from fledge.results.record import Record, read_metrics
 from . import cpu_head
 from .arguments import values_of
 from .checkpoints import newest_checkpoint, refuse_changed
+from .engine import refuse_other
 from .trainer import RecordCallback, StageTrainer
 
 
@@ -46,6 +48,7 @@ def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, b
 
 def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
     """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
+    refuse_other(trainer)
     callback = RecordCallback(record, tokens_per_step)
     trainer.add_callback(callback)
     checkpoint = newest_checkpoint(recipe.output_dir)
@@ -71,12 +74,13 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
     if is_main_process():
         losses = [line["loss"] for line in read_metrics(record.folder) if "loss" in line]
         record.finish(
-            parameters=trainer.model.num_parameters(),
+            parameters=sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()),  # of ZeRO-3 too
             steps=trainer.state.global_step,
             tokens=round(trainer.state.global_step * callback.tokens_per_step),
             tokens_per_second=round(callback.tokens_per_second, 1),
             train_seconds=round(callback.train_seconds, 2),
             final_loss=losses[-1] if losses else None,
             processes=trainer.args.world_size,
+            engine=launched_engine(),
             **results,
         )
