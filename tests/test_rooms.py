@@ -12,7 +12,19 @@ import fledge
 
 SOURCE = Path(fledge.__file__).parent
 FLOORS = [
-    {"__init__", "arguments", "files", "machine", "recipe", "schema", "model", "corpora", "layouts", "planning"},
+    {
+        "__init__",
+        "arguments",
+        "files",
+        "machine",
+        "overrides",
+        "recipe",
+        "schema",
+        "model",
+        "corpora",
+        "layouts",
+        "planning",
+    },
     {"data"},
     {"evaluation", "training", "results"},
     {"stages"},

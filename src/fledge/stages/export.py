@@ -1,4 +1,4 @@
-"""Write a plain Llama folder that transformers loads by itself, and prove that it is the same model.
+"""Write a folder that transformers loads by itself, fledge's models as plain Llama, and prove it is the same model.
 
 fledge export recipes/tang-poems/export.yaml
 """
@@ -19,24 +19,30 @@ OWN = ("qk_norm", "z_loss_weight", "scaled_residual_init")
 
 
 def main(recipe: Recipe) -> None:
-    """Copy the weights under Llama's configuration, reload them from disk and compare the logits to the bit."""
+    """Copy the weights, reload them from disk and compare the logits to the bit."""
     keys = recipe.own(ExportArguments)
     record = Record(recipe)
     tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
     source = load_model(keys.model_name_or_path, "model_name_or_path").eval()
     require(preflight(tokenizer, source.config, source.generation_config, chat=False))
 
-    llama = LlamaForCausalLM(llama_config(source.config)).to(source.dtype)
-    llama.load_state_dict(source.state_dict())
-    llama.generation_config = source.generation_config
-    llama.save_pretrained(recipe.output_dir)
+    plain = as_llama(source) if isinstance(source.config, FledgeConfig) else source
+    plain.save_pretrained(recipe.output_dir)
     tokenizer.save_pretrained(recipe.output_dir)
 
     exported = AutoModelForCausalLM.from_pretrained(recipe.output_dir, trust_remote_code=False).eval()
     difference = largest_difference(source, exported)
     if difference != 0.0:
         raise RuntimeError(f"the exported logits differ by {difference}; {recipe.output_dir} is not the same model")
-    record.finish(architecture="LlamaForCausalLM", max_logit_difference=difference)
+    record.finish(architecture=type(exported).__name__, max_logit_difference=difference)
+
+
+def as_llama(source: PreTrainedModel) -> LlamaForCausalLM:
+    """A fledge model's weights under Llama's configuration."""
+    llama = LlamaForCausalLM(llama_config(source.config)).to(source.dtype)
+    llama.load_state_dict(source.state_dict())
+    llama.generation_config = source.generation_config
+    return llama
 
 
 def llama_config(config: FledgeConfig) -> LlamaConfig:

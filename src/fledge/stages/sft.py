@@ -15,6 +15,7 @@ from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
 from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import StageTrainer
+from fledge.training.vocabulary import replace_tokenizer
 
 
 class SftTrainer(StageTrainer, SFTTrainer):
@@ -33,6 +34,11 @@ def main(recipe: Recipe) -> None:
     set_seed(args.seed)
     tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
     model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
+    new_tokens = 0
+    if keys.tokenizer:
+        known, tokenizer = tokenizer, load_tokenizer(keys.tokenizer, "tokenizer")
+        require(preflight(tokenizer))
+        new_tokens = replace_tokenizer(model, known, tokenizer, keys.tokenizer)
     require(preflight(tokenizer, model.config, model.generation_config, manifest))
 
     # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
@@ -54,7 +60,7 @@ def main(recipe: Recipe) -> None:
     tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
     callback = train(trainer, recipe, record, tokens_per_step)
-    finish(trainer, record, callback)
+    finish(trainer, record, callback, new_tokens=new_tokens)
 
 
 def check_stated(args: SFTConfig, manifest: dict) -> None:

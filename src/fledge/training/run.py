@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
+from fledge.model.build import decoder_layers
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import Record, read_metrics
 
@@ -40,7 +41,7 @@ def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, b
         if tokens > TOKENS_FOR_TILES and has_compiler():
             cpu_head.compile_tiles()
     if choose_compile(torch_compile, model.num_parameters(), tokens, bf16):
-        for layer in model.base_model.layers:
+        for layer in decoder_layers(model):
             layer.compile()
 
 

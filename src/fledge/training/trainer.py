@@ -84,7 +84,7 @@ class Pretrainer(StageTrainer):
         add_fused_lm_head(self.model, outputs=("log_probs",))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        fused = {} if self.model.config.z_loss_weight else {"fused_lm_head": True}
+        fused = {} if getattr(self.model.config, "z_loss_weight", 0.0) else {"fused_lm_head": True}
         return super().compute_loss(model, {**inputs, **fused}, *args, **kwargs)
 
 
