@@ -32,7 +32,9 @@ def test_every_stage_of_a_system_runs(system: str, tmp_path: Path, monkeypatch: 
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["smoke"]
     assert "a smoke run" in done.out.splitlines()[0]
     for recipe in recipes:
-        summary, recorded = (read_json(tmp_path / recipe.output_dir / name) for name in ("summary.json", "recipe.json"))
+        summary, recorded = (
+            read_json(tmp_path / recipe.output_dir / name) for name in ("summary.json", "recipe.json")
+        )
         assert summary["name"] == recipe.name
         # What the stage was given is what smoke.yaml says.
         plain = {key: value for key, value in recipe.values.items() if isinstance(value, str | int)}

@@ -35,12 +35,13 @@ def layer_bytes(shape: Shape, batch: Batch, precision: Precision, attention: str
 
     Args:
         attention: sdpa or eager. Packed rows always bring a mask: it keeps documents apart.
-        on_gpu: whether autocast is CUDA's, which takes powers in float32.
+        on_gpu: whether the kernels are CUDA's: autocast takes powers in float32 there, and
+            dropout keeps a byte an element.
     """
     per_token = _norms(shape, precision) + _mlp(shape, precision, on_gpu)
     per_token += _attention(shape, batch.length, precision, attention)
     if shape.dropout:
-        per_token += 2 * shape.hidden_size  # a byte an element: which ones stay
+        per_token += 2 * shape.hidden_size * (1 if on_gpu else _compute(precision))  # which elements stay
     return batch.tokens * per_token
 
 

@@ -122,15 +122,15 @@ def _table(layouts: list[dict[str, Any]], card: float, width: int, ink: Any) -> 
 
 
 def _bar(memory: dict[str, Any], card: float, width: int, ink: Any) -> str:
-    """The parts of the peak, one after the other; the whole width is the card."""
+    """The parts of the peak, one after the other; the whole width is the card, and ▶ is what does not fit."""
     drawn, filled, held = "", 0, 0.0
+    room = width - (memory["peak"] > card)
     for part, mark in MARKS.items():
         held += memory[part]
-        cells = min(width, round(held / card * width)) - filled
+        cells = min(room, round(held / card * width)) - filled
         drawn += ink(mark * cells, COLOURS[part])
         filled += cells
-    over = held > card
-    return drawn[:-1] + "▶" if over and not drawn.endswith("m") else drawn + " " * (width - filled)
+    return drawn + (ink("▶", BAD) if room < width else " " * (width - filled))
 
 
 def _parts(layout: dict[str, Any], ink: Any) -> Iterator[str]:
