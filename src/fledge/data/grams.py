@@ -64,13 +64,13 @@ def _folded(texts: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]
             normal = [" ".join(unicodedata.normalize("NFC", text).split()) for text in texts[start:stop]]
             joined = "\n".join(normal).encode("utf-32-le", "surrogatepass")
             ends = np.cumsum([len(text) + 1 for text in normal]) - 1
-            yield start, _tables()[0][np.frombuffer(joined, "<u4")], ends
+            yield start, _plain()[np.frombuffer(joined, "<u4")], ends
             start, size = stop, 0
 
 
 def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """64-bit hash of every word, or of every character of a script without spaces, and where it starts."""
-    kinds = _tables()[1][points]
+    kinds = _kinds()[points]
     begins = kinds > 0
     begins[1:] &= (kinds[1:] == ALONE) | (kinds[:-1] != IN_WORD)
     starts = np.flatnonzero(begins)
@@ -97,16 +97,20 @@ _IN_WORD, _IN_GRAM = multipliers(256, 1), multipliers(GRAM, 2)
 
 
 @cache
-def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """For every code point its form without case and compatibility (where that is one character), and its kind:
-    IN_WORD, ALONE, or 0 for what is no part of a word.
-    """
+def _plain() -> np.ndarray:
+    """For every code point its form without case and compatibility, where that is one character."""
     plain = np.arange(0x110000, dtype=np.uint32)
     for point in range(0x20000):
         form = unicodedata.normalize("NFKC", chr(point)).casefold()
         if len(form) == 1:
             plain[point] = ord(form)
+    return plain
+
+
+@cache
+def _kinds() -> np.ndarray:
+    """For every code point IN_WORD, ALONE, or 0 for what is no part of a word."""
     kinds = np.fromiter((chr(point).isalnum() for point in range(0x110000)), np.uint8, 0x110000)
     for first, last in SPACELESS:
         kinds[first : last + 1] *= ALONE
-    return plain, kinds
+    return kinds
