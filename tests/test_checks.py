@@ -298,7 +298,7 @@ MODEL_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a small embedding": (
         {"config": tiny_config(vocab_size=319)},
         "the tokenizer fits the embedding: model_config: the tokenizer has 320 entries, the model 319",
-        "train it anew, or take the tokenizer it was trained with",
+        "write `vocab_size: 320` or more, or leave it out",
     ),
     "no stop token": (
         {"generation_config": GenerationConfig()},

@@ -12,6 +12,7 @@ import torch
 from conftest import CONVERSATIONS, TEXTS, documents_of
 from transformers import PreTrainedTokenizerBase
 
+from fledge.data.made import balanced, on_policy_pairs, wrong_form_pairs
 from fledge.data.pairs import check_pair, read_pairs, write_pairs
 from fledge.evaluation import generate
 from fledge.evaluation.generate import Answer, chat_prompt, sample
@@ -28,7 +29,6 @@ from fledge.evaluation.likelihood import (
 from fledge.evaluation.measures import answer_measures, choice_measures, distinct_2, form_measures
 from fledge.evaluation.trigram import END, START, Trigram
 from fledge.model.modeling_fledge import FledgeForCausalLM
-from fledge.stages.pairs import balanced, on_policy_pairs, wrong_form_pairs
 
 
 Make = Callable[..., FledgeForCausalLM]

@@ -23,14 +23,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from fledge.cli import main
-from fledge.data.pairs import write_pairs
+from fledge.data.pairs import encode, write_pairs
 from fledge.data.prepared import load_prepared
 from fledge.data.tokenise import IGNORED
 from fledge.inspecting import leak, rows
 from fledge.inspecting.checks import check_rows
 from fledge.inspecting.find import find
 from fledge.inspecting.look import SCRIPT
-from fledge.inspecting.pairs import encode
 from fledge.inspecting.summary import bins, dropped
 from fledge.inspecting.tokens import Reader, visible
 from fledge.recipe import load_recipe

@@ -21,7 +21,7 @@ from fledge.data import prepared as prepared_module
 from fledge.data import shards, work
 from fledge.data.collate import PackedCollator
 from fledge.data.prepared import PreparedRows, as_hugging_face, load_prepared
-from fledge.data.sources import Row
+from fledge.data.sources import Row, place_of
 from fledge.data.tokenise import Tokeniser, render
 from fledge.files import read_json
 from fledge.stages import prepare
@@ -47,12 +47,12 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return read_json(folder / "manifest.json")
 
 
-def documents_in(folder: Path) -> list[tuple[list[int], list[int]]]:
+def documents_in(folder: Path, split: str = "train") -> list[tuple[list[int], list[int]]]:
     """Ids and labels of every document on disk, read from the shards and nothing else."""
     manifest = manifest_of(folder)
     found = []
-    for shard in manifest["train"]["shards"]:
-        stem = folder / "train" / shard["name"]
+    for shard in manifest[split]["shards"]:
+        stem = folder / split / shard["name"]
         ids = np.fromfile(stem.with_suffix(".ids"), manifest["id_type"]).astype(int)
         mask = np.unpackbits(np.fromfile(stem.with_suffix(".mask"), np.uint8), bitorder="little")[: len(ids)]
         end = 0
@@ -353,6 +353,25 @@ def test_held_out_text_is_kept_out_of_training(mixed: Callable[..., dict[str, An
     assert dropped["documents"] == 40 and dropped["counts"]["dropped: a copy of a held-out row"] == 3
     with pytest.raises(ValueError, match=r"leaking\.jsonl:41: a copy of a held-out row: .*heldout\.jsonl:3"):
         mixed("fail", contamination="fail", **stated)
+
+
+def test_a_share_of_the_rows_is_held_out_by_their_words(
+    mixed: Callable[..., dict[str, Any]], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [*texts(200), *texts(20)]  # twenty of them twice
+    entry = {"path": str(write_lines(tmp_path / "all.jsonl", rows)), "weight": 1.0}
+    stated = {"datasets": [entry], "eval_datasets": [], "contamination": "drop"}
+    made = mixed("split", **stated, heldout_ratio=0.25)
+    ids = {tuple(tokenizer(row["text"], add_special_tokens=False)["input_ids"]): row["text"] for row in rows}
+    sides = [{ids[tuple(i[1:-1])] for i, _ in documents_in(tmp_path / "split", name)} for name in ("train", "eval")]
+    assert sides[1] == {row["text"] for row in rows if place_of(row) < 0.25}
+    assert not sides[0] & sides[1] and sides[0] | sides[1] == {row["text"] for row in rows}
+    assert made["train"]["documents"] + made["eval"]["documents"] == 220
+    assert 30 <= len(sides[1]) <= 72  # 50 of 200, within 3.5 standard deviations
+    with pytest.raises(ValueError, match=r"eval: no document is left of 0 rows.*; raise heldout_ratio$"):
+        mixed("none", **stated, heldout_ratio=1e-9)
+    with pytest.raises(ValueError, match="heldout_ratio: eval_datasets names held-out rows already"):
+        mixed("both", heldout_ratio=0.1)
 
 
 # --- mixtures

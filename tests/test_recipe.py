@@ -157,7 +157,7 @@ TEXTS = [
 
 PRETRAIN_FAULTS = [
     ("hidden_sizes: 64", "hidden_sizes: unknown key; did you mean hidden_size?"),
-    ("vocab_size: 300", "vocab_size: comes from the tokenizer; leave it out"),
+    ("vocab_size: 0", "vocab_size: must be at least 1, not 0"),
     ("eos_token_id: 1", "eos_token_id: comes from the tokenizer; leave it out"),
     ("torch_dtype: bfloat16", "torch_dtype: weights are kept in float32"),
     ("rope_parameters: {rope_thta: 1.0}", "rope_parameters.rope_thta: unknown key; did you mean rope_theta?"),

@@ -38,7 +38,8 @@ class DatasetEntry:
         {},
     )
     weight: float | None = key(
-        "Share of the mixture's tokens. Sources without one are read once and share what the weights leave.",
+        "Share of the mixture's tokens; in pairs.yaml, of its pairs. Sources without one are read once and share what "
+        "the weights leave.",
         None,
         exclusiveMinimum=0,
         maximum=1,
@@ -60,10 +61,18 @@ class CorpusArguments:
 class TokenizerArguments:
     """Keys of tokenizer.yaml."""
 
-    datasets: list[DatasetEntry] = key("Text to learn from: files with a `text` or a `messages` column.")
-    vocab_size: int = key("Entries of the vocabulary, special tokens included.", minimum=300)
     chat_template: str = key("A .jinja file with {% generation %} markers; it is saved inside the tokenizer.")
     output_dir: str = key("Where the tokenizer goes.")
+    datasets: list[DatasetEntry] = key("Text to learn from: files with a `text` or a `messages` column.", [])
+    vocab_size: int | None = key(
+        "Entries of the vocabulary, special tokens included; with base_tokenizer, what has to come out.",
+        None,
+        minimum=300,
+    )
+    base_tokenizer: str | None = key(
+        "Folder or hub id of a tokenizer whose vocabulary is taken as it is, instead of learning one from `datasets`.",
+        None,
+    )
     special_tokens: list[str] = key("Further special tokens, those of the chat template above all.", [])
     pad_token: str = key("Padding; never the same as eos_token.", "<|pad|>")
     bos_token: str = key("Begins every document and every conversation.", "<|begin|>")
@@ -83,6 +92,13 @@ class PrepareArguments:
     max_length: int = key("Tokens in a row.", minimum=8)
     output_dir: str = key("Where the prepared rows and their manifest go.")
     eval_datasets: list[DatasetEntry] = key("Held-out rows, never packed together with training rows.", [])
+    heldout_ratio: float = key(
+        "Share of the rows of `datasets` that are held out instead of trained on, chosen by a hash of their words, so "
+        "that the same words are never on both sides; for data without a held-out split.",
+        0.0,
+        minimum=0,
+        maximum=0.5,
+    )
     packing_strategy: Literal["best-fit-split", "best-fit", "wrapped"] = key(
         "How documents become rows. best-fit-split: text longer than a row fills rows of its own and the rest is "
         "packed; best-fit: no document is cut; wrapped: text is cut wherever a row is full (no conversations).",
@@ -158,10 +174,32 @@ class TrainingKeys:
 
 
 @dataclass(kw_only=True)
+class TuningKeys(TrainingKeys):
+    """Keys that sft.yaml and dpo.yaml share; those of LoRA are named as in trl.ModelConfig."""
+
+    use_peft: bool = key(
+        "Train a LoRA adapter beside the model instead of its own weights; later stages take its folder, and export "
+        "merges it.",
+        False,
+    )
+    lora_r: int = key("Rank of the adapter.", 16, minimum=1)
+    lora_alpha: int = key("The adapter's output is multiplied by lora_alpha / lora_r.", 32, minimum=1)
+    lora_dropout: float = key("Dropout before the adapter, while fine-tuning.", 0.05, minimum=0, maximum=1)
+    lora_target_modules: list[str] = key(
+        "Linear layers that get an adapter, by their last names, as in [q_proj, v_proj]; [all-linear] is all of them "
+        "but the head.",
+        ["all-linear"],
+    )
+
+
+@dataclass(kw_only=True)
 class PretrainArguments(TrainingKeys):
     """Keys of pretrain.yaml beside those of transformers.TrainingArguments."""
 
-    model_config: dict[str, Any] = key("Keys of FledgeConfig; vocabulary and special tokens come from the tokenizer.")
+    model_config: dict[str, Any] = key(
+        "Keys of the configuration class of `model_type`, FledgeConfig if that is left out; special tokens come from "
+        "the tokenizer, and `vocab_size` too where it is not stated."
+    )
     tokenizer: str = key("Folder of the tokenizer.")
     prepared: str = key("Folder written by prepare.")
     tokens_per_step: int = key(
@@ -170,48 +208,80 @@ class PretrainArguments(TrainingKeys):
 
 
 @dataclass(kw_only=True)
-class SftArguments(TrainingKeys):
+class SftArguments(TuningKeys):
     """Keys of sft.yaml beside those of trl.SFTConfig."""
 
-    model_name_or_path: str = key("Folder of the model to tune, its tokenizer inside.")
+    model_name_or_path: str = key("Folder of the model to tune, its tokenizer inside; or of an adapter.")
     prepared: str = key("Folder written by prepare from conversations.")
     tokens_per_step: int = key(
         "Tokens per optimizer step over all processes; accumulation follows from it.", minimum=1
+    )
+    tokenizer: str | None = key(
+        "Folder of a tokenizer that replaces the model's: the same tokens by the same ids, and more, such as those of "
+        "a chat template that pretraining did not know. The rows of the new tokens begin at the mean of the others.",
+        None,
     )
 
 
 @dataclass(kw_only=True)
 class PairsArguments:
-    """Keys of pairs.yaml."""
+    """Keys of pairs.yaml.
 
-    model_name_or_path: str = key("Folder of the model to sample from.")
-    datasets: list[DatasetEntry] = key("Requests: files with `prompt`, `form` and `reference` columns.")
-    judge: str = key("The corpus whose judge scores an answer between 0 and 1.")
-    num_pairs: int = key("Pairs to make, train and held-out together.", minimum=2)
+    With `judge`, pairs are made of requests and of what a model answers; without it, `datasets` hold them already.
+    """
+
+    datasets: list[DatasetEntry] = key(
+        "Sets that hold `chosen` and `rejected` answers; or, with `judge`, requests: `prompt`, `form`, `reference`."
+    )
     output_dir: str = key("Where train.parquet and heldout.parquet go.")
+    heldout_ratio: float = key("Share of requests kept for the held-out pairs.", 0.1, exclusiveMinimum=0, maximum=0.5)
+    seed: int = key("Seed of the order, of the choice of requests and of the sampling.", 0, minimum=0)
+    faulty: Literal["drop", "keep", "fail"] = key(
+        "A given pair with a fault (two sides that are the same, an empty answer, no prompt, not valid text, ...): "
+        "drop it, keep it if only its characters are at fault, or fail. Counted in any case.",
+        "fail",
+    )
+    tokenizer: str | None = key(
+        "Folder of the tokenizer that given pairs will be read with; max_length needs it.", None
+    )
+    max_length: int | None = key("Tokens of a given prompt together with either answer.", None, minimum=8)
+    overlong: Literal["drop", "truncate", "fail"] = key(
+        "A given pair longer than max_length. drop: leave it out. truncate: leave it to dpo, which cuts its end; if "
+        "nothing to prefer is left then, it is faulty. fail: refuse it. Counted in any case.",
+        "fail",
+    )
+    max_repeats: float = key("How often a given set may be read to meet its weight.", 4.0, minimum=1)
+    model_name_or_path: str | None = key("With `judge`: folder of the model to sample from.", None)
+    judge: str | None = key("The corpus whose judge scores an answer between 0 and 1; left out for given pairs.", None)
+    num_pairs: int | None = key("With `judge`: pairs to make, train and held-out together.", None, minimum=2)
     on_policy_ratio: float = key(
-        "Share of pairs whose rejected answer the model itself wrote.", 0.5, minimum=0, maximum=1
+        "With `judge`: share of pairs whose rejected answer the model itself wrote.", 0.5, minimum=0, maximum=1
     )
     balance_lengths: bool = key(
-        "Take as many of the model's own answers that are longer than the real one as shorter ones; a preference for "
-        "one length is what DPO learns first, and overdoes.",
+        "With `judge`: take as many of the model's own answers that are longer than the real one as shorter ones; a "
+        "preference for one length is what DPO learns first, and overdoes.",
         False,
     )
-    heldout_ratio: float = key("Share of requests kept for the held-out pairs.", 0.1, exclusiveMinimum=0, maximum=0.5)
-    num_requests: int = key("Requests the model answers; its failures become the rejected side.", 1000, minimum=0)
-    temperature: float = key("Sampling temperature.", 1.0, exclusiveMinimum=0)
-    max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
-    batch_size: int = key("Answers sampled at once.", 256, minimum=1)
-    seed: int = key("Seed of the sampling and of the choice of requests.", 0, minimum=0)
+    num_requests: int = key(
+        "With `judge`: requests the model answers; its failures become the rejected side.", 1000, minimum=0
+    )
+    temperature: float = key("With `judge`: sampling temperature.", 1.0, exclusiveMinimum=0)
+    max_new_tokens: int = key("With `judge`: longest answer, in tokens.", 128, minimum=1)
+    batch_size: int = key("With `judge`: answers sampled at once.", 256, minimum=1)
 
 
 @dataclass(kw_only=True)
-class DpoArguments(TrainingKeys):
+class DpoArguments(TuningKeys):
     """Keys of dpo.yaml beside those of trl.DPOConfig."""
 
     model_name_or_path: str = key("Folder of the model to align; also the frozen reference.")
     pairs: str = key("Folder with train.parquet, written by pairs or by a corpus.")
     pairs_per_step: int = key("Pairs per optimizer step over all processes; accumulation follows from it.", minimum=1)
+    overlong: Literal["truncate", "fail"] = key(
+        "A pair longer than max_length. truncate: its end is cut, the stop token with it, and it is counted; fail: "
+        "refuse it.",
+        "fail",
+    )
 
 
 @dataclass(kw_only=True)
@@ -246,7 +316,7 @@ class ExportArguments:
     """Keys of export.yaml."""
 
     model_name_or_path: str = key("Folder of the model to export.")
-    output_dir: str = key("Where the plain Llama folder goes.")
+    output_dir: str = key("Where the plain transformers folder goes: Llama, or the architecture of model_config.")
 
 
 STAGES: dict[str, type] = {

@@ -170,12 +170,15 @@ def _post_processor(tokenizer: PreTrainedTokenizerBase, place: str) -> Check:
 def _embedding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Check:
     entries = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
     vocab_size = config.get_text_config().vocab_size
+    trained = bool(config.name_or_path)
     return Check.of(
         "the tokenizer fits the embedding",
         f"{entries} entries, vocab_size {vocab_size}",
         entries > vocab_size,
         f"{config.name_or_path or 'model_config'}: the tokenizer has {entries} entries, the model {vocab_size}",
-        "train it anew, or take the tokenizer it was trained with",
+        "train it anew, or take the tokenizer it was trained with"
+        if trained
+        else f"write `vocab_size: {entries}` or more, or leave it out",
     )
 
 
@@ -215,11 +218,12 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any]) -> C
 def _length(config: PreTrainedConfig, max_length: int, key: str) -> Check:
     # Not every architecture has a limit, or calls it by this name.
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    name = config.get_text_config().attribute_map.get("max_position_embeddings", "max_position_embeddings")
     return Check.of(
         "rows fit the model",
-        f"{max_length} tokens, max_position_embeddings {limit}",
+        f"{max_length} tokens, {name} {limit}",
         limit is not None and max_length > limit,
-        f"{key}: rows of {max_length} tokens, and max_position_embeddings is {limit}",
+        f"{key}: rows of {max_length} tokens, and {name} is {limit}",
         "raise it in model_config, or prepare shorter rows"
         if key == "prepared"
         else f"write at most `{key}: {limit}`",

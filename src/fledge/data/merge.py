@@ -92,7 +92,8 @@ class Split:
         }
 
     def _nothing(self, what: str) -> ValueError:
-        return ValueError(f"{self.folder.name}: {what} of {self.tally.rows} rows: {self.tally.faults}")
+        hint = "; raise heldout_ratio" if self.keys.heldout_ratio and self.folder.name == "eval" else ""
+        return ValueError(f"{self.folder.name}: {what} of {self.tally.rows} rows: {self.tally.faults}{hint}")
 
     def _strategy(self) -> str:
         splits = self.keys.packing_strategy == "best-fit" and self.keys.overlong == "split"

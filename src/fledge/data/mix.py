@@ -18,7 +18,11 @@ TOLERANCE = 1e-3
 
 
 def epochs_of(
-    tokens: Mapping[str, int], weights: Mapping[str, float | None], max_repeats: float, key: str = "datasets"
+    tokens: Mapping[str, int],
+    weights: Mapping[str, float | None],
+    max_repeats: float,
+    key: str = "datasets",
+    unit: str = "tokens",
 ) -> dict[str, float]:
     """How often each source is read in one epoch of the mixture, so that its share of the tokens is its weight.
 
@@ -29,6 +33,7 @@ def epochs_of(
         tokens: what each source has, all of it read once.
         weights: share of the mixture's tokens, or None.
         max_repeats: how often a source may be read at most.
+        unit: what is counted in `tokens`, for messages.
 
     Raises:
         ValueError: shares that are none, a weighted source without tokens, a source that would have to be read more
@@ -36,7 +41,7 @@ def epochs_of(
     """
     shares = _shares(tokens, weights, key)
     if empty := [name for name in shares if not tokens[name]]:
-        raise ValueError(f"{key}: {empty[0]} has a weight and no token; leave it out, or correct its filter")
+        raise ValueError(f"{key}: {empty[0]} has a weight and no {unit}; leave it out, or correct its filter")
     total = _total(tokens, shares)
     epochs = {name: shares[name] * total / tokens[name] if name in shares else 1.0 for name in tokens}
     over = [name for name, repeats in epochs.items() if repeats > max_repeats * (1 + 1e-9)]
@@ -45,7 +50,7 @@ def epochs_of(
         raise ValueError(
             "\n".join(
                 f"{key}: {name}: a weight of {shares[name]:.4g} is {shares[name] * total:,.0f} of the mixture's "
-                f"{total:,.0f} tokens, and it has {tokens[name]:,}: it would be read {epochs[name]:.2f} times, and "
+                f"{total:,.0f} {unit}, and it has {tokens[name]:,}: it would be read {epochs[name]:.2f} times, and "
                 f"max_repeats is {max_repeats:g}. Write `weight: {fitting[name]}`, with the other weights in "
                 "proportion; or raise max_repeats, add text to it, or take some from the larger sources"
                 for name in over

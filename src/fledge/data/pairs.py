@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
 
 from .faults import CONTROL, FAULTS, MOJIBAKE, REPLACED, fault_of
 
@@ -20,7 +22,8 @@ FEATURES = datasets.Features(
         "rejected_score": datasets.Value("float32"),
     }
 )
-"""`made` says how the rejected answer came about, `rejected_score` what the judge gave it, 0 to 1."""
+"""`made` says how the rejected answer came about, or which set gave the pair; `form` and `rejected_score`, what the
+judge gave the rejected answer (0 to 1), are null for given pairs."""
 
 SAMPLED = {REPLACED, CONTROL, MOJIBAKE}
 """Faults of a pair that are let through: a rejected answer is what the model wrote, broken characters included."""
@@ -52,3 +55,18 @@ def check_pair(pair: dict[str, Any], place: str) -> None:
     fault = fault_of(pair)
     if fault and fault not in SAMPLED:
         raise ValueError(f"{place}: {fault}; {FAULTS[fault]}")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, pair: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of the prompt and of what follows it on either side.
+
+    The rule is TRL's (DPOTrainer, tokenize_fn): an answer begins where the rendered pair leaves the rendered prompt.
+    """
+
+    def ids(messages: list[dict[str, str]], **keys: Any) -> list[int]:
+        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **keys)["input_ids"]
+
+    prompt = ids(pair["prompt"], add_generation_prompt=True)
+    chosen, rejected = (ids(pair["prompt"] + pair[side]) for side in ("chosen", "rejected"))
+    shared = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
+    return prompt[:shared], chosen[shared:], rejected[shared:]

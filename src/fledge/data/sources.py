@@ -4,11 +4,12 @@ Nothing is read that the recipe does not name: a hub id goes through `datasets.l
 hub) and from there on is the Arrow files of its cache.
 """
 
+import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ class View:
     """Columns to read of the file; None for all of them."""
     known: tuple[str, ...]
     """Columns after renaming, by which the format was recognised."""
+    share: tuple[float, float] | None = None
+    """Of the places between 0 and 1 that a hash gives every row, from where to below where; None for all rows."""
 
     def rename(self, values: dict[str, Any]) -> dict[str, Any]:
         """The chosen columns under their new names."""
@@ -75,15 +78,19 @@ class Part:
         known = recognise(self.view.known)
         assert known, self.view.known
         convert, rename, keeps = known.convert, self.view.rename, self.view.keeps
-        everything = not self.view.filters
+        everything, share = not self.view.filters, self.view.share
         for number, values in numbered(self.path, self.span, self.view.read):
             place = f"{self.path}:{number}"
             if isinstance(values, Broken):
                 if strict:
                     raise ValueError(values.message(place))
-                yield Row({}, place, values.fault)
+                row = Row({}, place, values.fault)
             elif everything or keeps(values):
-                yield Row(convert(rename(values)), place)
+                row = Row(convert(rename(values)), place)
+            else:
+                continue
+            if share is None or share[0] <= place_of(row.values) < share[1]:
+                yield row
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,13 @@ class Source:
         return parts
 
 
-def open_sources(entries: Sequence[DatasetEntry], key: str = "datasets") -> list[Source]:
+def open_sources(
+    entries: Sequence[DatasetEntry], key: str = "datasets", share: tuple[float, float] | None = None
+) -> list[Source]:
     """Find the files of every entry, recognise their format and check columns and filters.
+
+    Args:
+        share: only the rows whose place_of lies from the first of the two to below the second.
 
     Raises:
         ValueError: files that are missing, empty or broken, columns that are missing or not understood, a filter that
@@ -124,20 +136,30 @@ def open_sources(entries: Sequence[DatasetEntry], key: str = "datasets") -> list
     for name, count in Counter(source.name for source in sources).items():
         if count > 1:
             raise ValueError(f"{key}: {count} entries are called {name}; give each a `name` of its own")
-    return sources
+    return [replace(source, view=replace(source.view, share=share)) for source in sources]
 
 
-def read_rows(entries: Sequence[DatasetEntry], key: str = "datasets") -> Iterator[Row]:
-    """Every row of every entry, in order.
+def read_rows(
+    entries: Sequence[DatasetEntry], key: str = "datasets", share: tuple[float, float] | None = None
+) -> Iterator[Row]:
+    """Every row of every entry, in order; of a `share`, as in open_sources, those that belong to it.
 
     Raises:
         ValueError: as open_sources, or a row that cannot be read, with its place; a weight, which would mean nothing.
     """
-    for source in open_sources(entries, key):
+    for source in open_sources(entries, key, share):
         if source.weight is not None:
             raise ValueError(f"{key}: {source.name}: every row is read here, so leave `weight` out")
         for part in source.split():
             yield from part.rows()
+
+
+def place_of(values: dict[str, Any]) -> float:
+    """A number from 0 to below 1 for a row's words, by their BLAKE2b hash: the same words have the same place."""
+    words = values["text"] if "text" in values else values.get("messages")
+    text = words if isinstance(words, str) else json.dumps(words, sort_keys=True, default=str)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / (1 << 53)
 
 
 def numbered(path: str, span: Span, columns: Sequence[str] | None = None) -> Numbered:

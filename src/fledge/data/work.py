@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Work:
     ) -> None:
         self.split, self.keys, self.folder = split, keys, output_dir / split
         key = "datasets" if split == "train" else "eval_datasets"
-        self.sources = open_sources(entries, key)
+        self.sources = open_sources(entries, key, self._share())
         self._check(tokenizer)
         cuts_text = keys.packing_strategy != "best-fit" or keys.overlong == "split"
         heldout = self._heldout()
@@ -75,6 +76,10 @@ class Work:
                 path.unlink()  # of an earlier run with more rows
         return written
 
+    def _share(self) -> tuple[float, float] | None:
+        trains = self.split == "train" and self.keys.heldout_ratio
+        return (self.keys.heldout_ratio, 1.0) if trains else heldout_share(self.keys)
+
     def _check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         for source in self.sources:
             if source.format.startswith("messages") and not tokenizer.chat_template:
@@ -91,10 +96,29 @@ class Work:
     def _heldout(self) -> HeldOut | None:
         if self.split != "train" or self.keys.contamination == "off":
             return None
-        rows = list(read_rows([*self.keys.eval_datasets, *self.keys.benchmarks], "eval_datasets"))
+        rows = list(read_rows(heldout_entries(self.keys), "eval_datasets", heldout_share(self.keys)))
+        rows += read_rows(self.keys.benchmarks, "benchmarks")
         sound = [row for row in rows if not fault_of(row.values)]
         if len(sound) < len(rows):
             logger.warning(
                 "contamination: %d of %d held-out rows are faulty, not looked for", len(rows) - len(sound), len(rows)
             )
         return HeldOut(sound, self.keys.contamination_overlap) if sound else None
+
+
+def heldout_entries(keys: PrepareArguments) -> list[DatasetEntry]:
+    """`eval_datasets`, or with `heldout_ratio` those of `datasets`, each row of which is read once.
+
+    Raises:
+        ValueError: both are stated.
+    """
+    if not keys.heldout_ratio:
+        return keys.eval_datasets
+    if keys.eval_datasets:
+        raise ValueError("heldout_ratio: eval_datasets names held-out rows already; leave one of the two out")
+    return [replace(entry, weight=None) for entry in keys.datasets]
+
+
+def heldout_share(keys: PrepareArguments) -> tuple[float, float] | None:
+    """What share of heldout_entries is held out, as open_sources takes it; None for all of it."""
+    return (0.0, keys.heldout_ratio) if keys.heldout_ratio else None

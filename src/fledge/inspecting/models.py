@@ -1,7 +1,7 @@
 """The model that a set of rows is for: its configuration, and one to run."""
 
+import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -9,8 +9,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from fledge.arguments import PretrainArguments
 from fledge.data.load import load_model
 from fledge.model import register
-from fledge.model.configuration_fledge import FledgeConfig
-from fledge.model.modeling_fledge import FledgeForCausalLM
+from fledge.model.build import build_config, build_model
 from fledge.recipe import Recipe
 
 from .find import Subject
@@ -18,6 +17,9 @@ from .find import Subject
 
 MOST_PARAMETERS = 50_000_000
 """A larger model that is not trained yet is built smaller, with the same heads."""
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+"""Of the model where no recipe says which."""
 
 
 def configs_of(
@@ -43,9 +45,7 @@ def _config(
     if recipe is None:
         return None
     if recipe.stage == "pretrain":
-        return FledgeConfig(
-            vocab_size=len(tokenizer), **special_tokens(tokenizer), **recipe.own(PretrainArguments).model_config
-        )
+        return build_config(recipe.own(PretrainArguments).model_config, tokenizer)
     if folder := _start(recipe):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     folder = Path(recipe.values["model_name_or_path"])
@@ -61,33 +61,26 @@ def model_of(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> tuple[PreT
         return load_model(folder, "model_name_or_path").float().eval(), f"the model in {folder}"
     config, said = configs_of(subject, tokenizer)[0], "the recipe's model with random weights"
     if config is None:
-        config, said = _small(tokenizer, 4, 2, 32), "no recipe says which model: a small one with random weights"
+        longest = max(tokenizer.model_max_length, 2048) if tokenizer.model_max_length < 1e9 else 131_072
+        config = _small(build_config({**HEADS, "max_position_embeddings": longest}, tokenizer))
+        said = "no recipe says which model: a small one with random weights"
     with torch.device("meta"):
-        parameters = FledgeForCausalLM(config).num_parameters()
+        parameters = build_model(config).num_parameters()
     if parameters > MOST_PARAMETERS:
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        config = _small(tokenizer, heads, kv_heads, config.head_dim, qk_norm=config.qk_norm)
-        said = f"a small model with random weights and the recipe's heads ({heads} and {kv_heads})"
+        config = _small(config)
+        heads = config.num_attention_heads
+        heads = f"{heads} and {getattr(config, 'num_key_value_heads', heads)}"
+        said = f"a small model with random weights and the recipe's heads ({heads})"
     torch.manual_seed(0)
-    return FledgeForCausalLM(config).eval(), said
+    return build_model(config).eval(), said
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The ids that a configuration takes from the tokenizer."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-
-
-def _small(tokenizer: PreTrainedTokenizerBase, heads: int, kv_heads: int, head_dim: int, **keys: Any) -> FledgeConfig:
-    return FledgeConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=heads * -(-128 // heads),
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=max(tokenizer.model_max_length, 2048) if tokenizer.model_max_length < 1e9 else 131_072,
-        initializer_range=0.1,
-        **special_tokens(tokenizer),
-        **keys,
-    )
+def _small(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same architecture and heads, two narrow layers of it, weights large enough to tell inputs apart."""
+    small = copy.deepcopy(config)
+    small.num_hidden_layers = 2
+    small.hidden_size = config.num_attention_heads * -(-128 // config.num_attention_heads)
+    if getattr(config, "intermediate_size", None):  # gpt2 derives it
+        small.intermediate_size = 256
+    small.initializer_range = 0.1
+    return small

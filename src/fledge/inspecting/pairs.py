@@ -3,13 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
-from fledge.data.pairs import read_pairs
+from fledge.data.pairs import encode, read_pairs
 from fledge.data.tokenise import IGNORED
 
 from .rows import Document, even
@@ -54,21 +52,6 @@ class PairFigures:
 def load(folder: Path, split: str) -> datasets.Dataset:
     """The pairs of one split; `eval` is the held-out file."""
     return read_pairs(folder / f"{'heldout' if split == 'eval' else split}.parquet")
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, pair: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of the prompt and of what follows it on either side.
-
-    The rule is TRL's (DPOTrainer, tokenize_fn): an answer begins where the rendered pair leaves the rendered prompt.
-    """
-
-    def ids(messages: list[dict[str, str]], **keys: Any) -> list[int]:
-        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **keys)["input_ids"]
-
-    prompt = ids(pair["prompt"], add_generation_prompt=True)
-    chosen, rejected = (ids(pair["prompt"] + pair[side]) for side in SIDES)
-    shared = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
-    return prompt[:shared], chosen[shared:], rejected[shared:]
 
 
 def pair_at(pairs: datasets.Dataset, number: int, reader: Reader) -> Pair:

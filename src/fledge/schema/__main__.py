@@ -17,13 +17,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 import torch
 import transformers.optimization as optimization
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2CLS
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from fledge.arguments import LIBRARY, STAGES
-from fledge.model.configuration_fledge import FledgeConfig
+from fledge.model import register
+from fledge.model.build import ARCHITECTURES
 from fledge.schema.check import kinds
 from fledge.schema.names import REFUSED
 
@@ -40,6 +41,9 @@ NAMES = {
     str: "string",
 }
 
+OTHER_HEADS = ("summary_", "add_cross_attention")
+"""Keys of GPT2Config that concern no causal language model begin so."""
+
 BOUNDS: dict[str, Schema] = {
     name: limits
     for limits, names in (
@@ -50,7 +54,7 @@ BOUNDS: dict[str, Schema] = {
             "save_total_limit dataset_num_proc dataloader_prefetch_factor torch_empty_cache_steps ddp_timeout "
             "ddp_bucket_cap_mb max_length pad_to_multiple_of ref_model_sync_steps num_decay_steps timescale "
             "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-            "max_position_embeddings",
+            "max_position_embeddings vocab_size n_positions n_embd n_layer n_head n_inner sliding_window",
         ),
         (
             {"minimum": 0},
@@ -60,12 +64,12 @@ BOUNDS: dict[str, Schema] = {
         (
             {"exclusiveMinimum": 0},
             "num_train_epochs save_steps logging_steps eval_steps adam_epsilon beta discopop_tau num_cycles "
-            "rms_norm_eps initializer_range rope_theta original_max_position_embeddings",
+            "rms_norm_eps layer_norm_epsilon initializer_range rope_theta original_max_position_embeddings",
         ),
         (
             {"minimum": 0, "maximum": 1},
             "adam_beta1 adam_beta2 label_smoothing label_smoothing_factor min_lr_rate min_lr_ratio warmup_lr_rate "
-            "attention_dropout ld_alpha ref_model_mixup_alpha partial_rotary_factor",
+            "attention_dropout attn_pdrop embd_pdrop resid_pdrop ld_alpha ref_model_mixup_alpha partial_rotary_factor",
         ),
     )
     for name in names.split()
@@ -194,15 +198,36 @@ def parameters(functions: Iterable[Callable[..., Any]], without: set[str]) -> di
 
 
 def model_config() -> Schema:
-    """The keys of FledgeConfig that make an architecture; the others are transformers' bookkeeping."""
-    hints = get_type_hints(FledgeConfig, localns={"torch": torch})
-    names = (LlamaConfig.__annotations__ | FledgeConfig.__annotations__).keys()
+    """The keys of every architecture together, and for each `model_type` which of them are its own."""
+    owned = {name: architecture(type(AutoConfig.for_model(name))) for name in ARCHITECTURES}
+    keys = {name: part for own in owned.values() for name, part in own.items()}
+    keys["model_type"] = {"enum": list(ARCHITECTURES), "default": ARCHITECTURES[0]}
+    return closed(keys) | {
+        "allOf": [
+            {
+                # Of a missing key `properties` says nothing, so without `required` the first is the default.
+                "if": {"properties": {"model_type": {"const": name}}}
+                | ({"required": ["model_type"]} if name != ARCHITECTURES[0] else {}),
+                "then": {"propertyNames": {"enum": ["model_type", *own]}},
+            }
+            for name, own in owned.items()
+        ]
+    }
+
+
+def architecture(cls: type[PreTrainedConfig]) -> dict[str, Schema]:
+    """The keys of a configuration class that make an architecture; the others are transformers' bookkeeping."""
+    hints = get_type_hints(cls, localns={"torch": torch})
+    classes = [base for base in cls.__mro__ if issubclass(base, PreTrainedConfig) and base is not PreTrainedConfig]
+    names = [name for base in reversed(classes) for name in base.__annotations__ if not name.startswith(OTHER_HEADS)]
     keys = {name: of_type(hints[name]) for name in names if f"model_config.{name}" not in REFUSED}
-    # rope_theta moves into rope_parameters by itself; a plain key is how most recipes write it.
-    keys["rope_theta"] = {"type": "number"}
-    keys["hidden_act"] = {"enum": sorted(ACT2CLS)}
-    keys["rope_parameters"]["properties"]["rope_type"] = {"enum": ["default", *ROPE_INIT_FUNCTIONS]}
-    return closed(keys)
+    for name in keys.keys() & {"hidden_act", "activation_function"}:
+        keys[name] = {"enum": sorted(ACT2CLS)}
+    if "rope_parameters" in keys:
+        # rope_theta moves into rope_parameters by itself; a plain key is how most recipes write it.
+        keys["rope_theta"] = {"type": "number"}
+        keys["rope_parameters"]["properties"]["rope_type"] = {"enum": ["default", *ROPE_INIT_FUNCTIONS]}
+    return keys
 
 
 def default_of(field: Any) -> Schema:
@@ -224,6 +249,7 @@ def of_stage(stage: str) -> Schema:
 
 def main(folder: Path) -> None:
     """Write `<stage>.json` of every stage into `folder`."""
+    register()
     for stage in STAGES:
         text = json.dumps(of_stage(stage), indent=1, sort_keys=True, ensure_ascii=False)
         (folder / f"{stage}.json").write_text(text + "\n", encoding="utf-8")

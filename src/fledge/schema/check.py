@@ -87,6 +87,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _mapping_faults(value: dict[str, Any], schema: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[Fault]:
+    schema = _of_its_kind(value, schema)
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
     near = set()
     for key, item in value.items():
@@ -106,6 +107,19 @@ def _mapping_faults(value: dict[str, Any], schema: dict[str, Any], path: tuple[s
         # A misspelt key is one fault, not two.
         if key not in value and key not in near:
             yield Fault((*path, key), "missing; " + properties[key].get("description", expected(properties[key])))
+
+
+def _of_its_kind(value: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with `allOf` rules, cut down to the properties that the rule for this value leaves it."""
+    for rule in schema.get("allOf", ()):
+        condition = rule["if"]
+        if all(
+            value[name] == part["const"] if name in value else name not in condition.get("required", ())
+            for name, part in condition["properties"].items()
+        ):
+            names = rule["then"]["propertyNames"]["enum"]
+            return schema | {"properties": {name: schema["properties"][name] for name in names}}
+    return schema
 
 
 def _unknown(key: str, path: tuple[str | int, ...], schema: dict[str, Any]) -> str:

@@ -20,8 +20,7 @@ REFUSED: dict[str, str] = {
     "env": "a recipe does not set environment variables; set them in the shell or in the job script",
     "gradient_accumulation_steps": _DERIVED,
     "resume_from_checkpoint": "a stage resumes by itself from its newest whole checkpoint; leave it out",
-    **dict.fromkeys((f"model_config.{name}" for name in ("vocab_size", "pad_token_id", "bos_token_id")), _TOKENIZER),
-    "model_config.eos_token_id": _TOKENIZER,
+    **dict.fromkeys((f"model_config.{name}_token_id" for name in ("pad", "bos", "eos")), _TOKENIZER),
     "model_config.dtype": _DTYPE,
 }
 """Keys the libraries know and a recipe may not state, each with the reason; nested ones are written with a dot."""

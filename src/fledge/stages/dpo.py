@@ -1,8 +1,11 @@
 """Align a model with preference pairs, with TRL's DPOTrainer; the model it starts from is the frozen reference.
 
+With `use_peft` the reference is the same model with the adapter switched off: no second copy in memory.
+
 accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge dpo recipes/tang-poems/dpo.yaml
 """
 
+import logging
 from pathlib import Path
 
 import datasets
@@ -11,13 +14,18 @@ from trl import DPOConfig, DPOTrainer
 
 from fledge.arguments import DpoArguments
 from fledge.data.checks import preflight, require
-from fledge.data.load import load_model, load_tokenizer
-from fledge.data.pairs import read_pairs
+from fledge.data.faults import FAULTS, truncated_fault
+from fledge.data.load import is_adapter, load_model, load_tokenizer
+from fledge.data.pairs import encode, read_pairs
 from fledge.recipe import Recipe
 from fledge.results.record import read_metrics
 from fledge.training.arguments import library_arguments
+from fledge.training.lora import lora_config
 from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import StageTrainer
+
+
+logger = logging.getLogger(__name__)
 
 
 class DpoTrainer(StageTrainer, DPOTrainer):
@@ -36,9 +44,21 @@ def main(recipe: Recipe) -> None:
     model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
     require(preflight(tokenizer, model.config, model.generation_config, max_length=args.max_length))
     pairs = read_pairs(Path(keys.pairs) / "train.parquet")
-    tokens_per_pair = check_lengths(pairs, tokenizer, args.max_length)
+    tokens_per_pair = check_lengths(pairs, tokenizer, args.max_length, keys.overlong)
 
-    trainer = DpoTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
+    adapter = lora_config(recipe, keys, model)
+    # TRL would load the reference from the path in the configuration, and an adapter's folder holds no whole model.
+    alone = is_adapter(keys.model_name_or_path) and not adapter
+    reference = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation) if alone else None
+
+    trainer = DpoTrainer(
+        model=model,
+        ref_model=reference,
+        args=args,
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
     trainer.apply(keys)
     tokens_per_step = keys.pairs_per_step * tokens_per_pair
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
@@ -48,20 +68,34 @@ def main(recipe: Recipe) -> None:
     finish(trainer, record, callback, step0_loss=first[-1] if first else None, pairs=len(pairs))
 
 
-def check_lengths(pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> float:
-    """Mean tokens of a pair, both sides together.
+def check_lengths(
+    pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, overlong: str
+) -> float:
+    """Mean tokens of a pair, both sides together, as DPOTrainer will see them; says how many sides it will cut.
 
     Raises:
-        ValueError: a side longer than max_length, which TRL would cut without a word.
+        ValueError: a side longer than max_length under `fail`; under `truncate`, a pair that teaches nothing once cut.
     """
-    total = 0
+    total, cut = 0, 0
     for index, pair in enumerate(pairs, 1):
-        for side in ("chosen", "rejected"):
-            length = len(tokenizer.apply_chat_template(pair["prompt"] + pair[side], return_dict=True)["input_ids"])
-            total += length
-            if max_length is not None and length > max_length:
-                raise ValueError(
-                    f"pairs: row {index}: {side} has {length} tokens with its prompt, and max_length is {max_length}; "
-                    "raise max_length in dpo.yaml"
-                )
+        prompt, *answers = encode(tokenizer, pair)
+        lengths = {side: len(prompt) + len(ids) for side, ids in zip(("chosen", "rejected"), answers, strict=True)}
+        limit = max_length or max(lengths.values())
+        if max(lengths.values()) > limit and overlong == "fail":
+            side = max(lengths, key=lengths.__getitem__)
+            raise ValueError(
+                f"pairs: row {index}: {side} has {lengths[side]} tokens with its prompt, and max_length is "
+                f"{max_length}; raise max_length in dpo.yaml, or write `overlong: truncate`"
+            )
+        if fault := truncated_fault(prompt, *answers, limit):
+            raise ValueError(f"pairs: row {index}: {fault}; {FAULTS[fault]}")
+        total += sum(min(length, limit) for length in lengths.values())
+        cut += sum(length > limit for length in lengths.values())
+    if cut:
+        logger.warning(
+            "pairs: %d of %d sides are cut at max_length %s, their stop token with them",
+            cut,
+            2 * len(pairs),
+            max_length,
+        )
     return total / len(pairs)

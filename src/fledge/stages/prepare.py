@@ -14,7 +14,7 @@ from fledge.data.checks import check_tokenizer, fingerprint
 from fledge.data.load import load_tokenizer
 from fledge.data.prepared import MANIFEST
 from fledge.data.shards import code_fingerprint, id_type
-from fledge.data.work import Work
+from fledge.data.work import Work, heldout_entries
 from fledge.files import write_json
 from fledge.recipe import Recipe
 from fledge.results.record import Record, versions
@@ -35,7 +35,7 @@ def main(recipe: Recipe) -> None:
 
     works = [
         Work(split, entries, keys, tokenizer, recipe.output_dir)
-        for split, entries in (("train", keys.datasets), ("eval", keys.eval_datasets))
+        for split, entries in (("train", keys.datasets), ("eval", heldout_entries(keys)))
         if entries
     ]
     if keys.executor:

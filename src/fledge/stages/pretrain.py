@@ -10,9 +10,7 @@ from fledge.data.checks import preflight, require, stop_tokens
 from fledge.data.collate import PackedCollator
 from fledge.data.load import load_tokenizer
 from fledge.data.prepared import load_prepared
-from fledge.model import register
-from fledge.model.configuration_fledge import FledgeConfig
-from fledge.model.modeling_fledge import FledgeForCausalLM
+from fledge.model.build import build_config, build_model, special_tokens
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
 from fledge.training.run import finish, speed_up, start, train
@@ -27,16 +25,15 @@ def main(recipe: Recipe) -> None:
     args, torch_compile = library_arguments(recipe, TrainingArguments, keys.tokens_per_step, length, "tokens")
     record = start(recipe, args)
 
-    register()
     set_seed(args.seed)
     tokenizer = load_tokenizer(keys.tokenizer, "tokenizer")
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    config = FledgeConfig(vocab_size=len(tokenizer), **special, **keys.model_config)
+    config = build_config(keys.model_config, tokenizer)
     require(preflight(tokenizer, config, manifest=manifest, chat=False))
-    model = FledgeForCausalLM(config)
+    model = build_model(config)
     model.set_attn_implementation(keys.attn_implementation)
     stops = stop_tokens(tokenizer)  # a document may end with another token than an answer
-    model.generation_config = GenerationConfig(**special | {"eos_token_id": stops if len(stops) > 1 else stops[0]})
+    ends = {"eos_token_id": stops if len(stops) > 1 else stops[0]}
+    model.generation_config = GenerationConfig(**special_tokens(tokenizer) | ends)
 
     trainer = Pretrainer(
         model=model,

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fledge.model.build import decoder_layers
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -101,6 +105,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share_groups()
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Every two-dimensional weight of the decoder layers."""
-    return [weight for weight in model.base_model.layers.parameters() if weight.ndim == 2]
+def hidden_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Every two-dimensional weight of the decoder layers.
+
+    Raises:
+        ValueError: an architecture that keeps its matrices transposed, whose update would be scaled the wrong way.
+    """
+    layers = decoder_layers(model)
+    if any(isinstance(module, Conv1D) for module in layers.modules()):
+        raise ValueError(
+            f"muon_learning_rate: {model.config.model_type} keeps its matrices transposed, and queries, keys and "
+            "values in one, which Muon is not made for; leave the key out, or take another model_type"
+        )
+    return [weight for weight in layers.parameters() if weight.ndim == 2]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head
@@ -76,6 +77,9 @@ class StageTrainer(Trainer):
             write_topology(folder)
         # A pickle, and it would hold a hub token in clear text.
         (folder / "training_args.bin").unlink(missing_ok=True)
+        if is_peft_model(self.model):  # what the adapter makes of its base, and where that stops
+            self.model.config.save_pretrained(folder)
+            self.model.generation_config.save_pretrained(folder)
 
 
 class Pretrainer(StageTrainer):
@@ -86,7 +90,7 @@ class Pretrainer(StageTrainer):
         add_fused_lm_head(self.model, outputs=("log_probs",))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        fused = {} if self.model.config.z_loss_weight else {"fused_lm_head": True}
+        fused = {} if getattr(self.model.config, "z_loss_weight", 0.0) else {"fused_lm_head": True}
         return super().compute_loss(model, {**inputs, **fused}, *args, **kwargs)
 
 
