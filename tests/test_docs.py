@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from fledge import cli
 from fledge.launching.launch import one_recipe
 from fledge.launching.plan import read_folder
-from fledge.layouts import find_layout
+from fledge.layouts import find_layout, read_layout
 from fledge.overrides import SMOKE_RUNS
 from fledge.recipe import SMOKE, load_recipe
 
@@ -114,7 +114,7 @@ def fledge(words: list[str], called: list[str]) -> None:
     assert called or words[0].startswith("--") or words[-1] == "--help"
     for option, value in pairwise(words):
         if option in ("--on", "--config_file"):
-            assert find_layout(value) if words[0] == "launch" else Path(value).is_file()
+            read_layout(find_layout(value))
     if words[0] == "launch":
         assert read_folder(Path(words[1])) if Path(words[1]).is_dir() else one_recipe(Path(words[1]), [])
     if words[0] == "run":
