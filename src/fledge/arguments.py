@@ -53,6 +53,25 @@ class TrainingKeys:
 
 
 @dataclass(kw_only=True)
+class TuningKeys(TrainingKeys):
+    """Keys that sft.yaml and dpo.yaml share; those of LoRA are named as in trl.ModelConfig."""
+
+    use_peft: bool = key(
+        "Train a LoRA adapter beside the model instead of its own weights; later stages take its folder, and export "
+        "merges it.",
+        False,
+    )
+    lora_r: int = key("Rank of the adapter.", 16, minimum=1)
+    lora_alpha: int = key("The adapter's output is multiplied by lora_alpha / lora_r.", 32, minimum=1)
+    lora_dropout: float = key("Dropout before the adapter, while fine-tuning.", 0.05, minimum=0, maximum=1)
+    lora_target_modules: list[str] = key(
+        "Linear layers that get an adapter, by their last names, as in [q_proj, v_proj]; [all-linear] is all of them "
+        "but the head.",
+        ["all-linear"],
+    )
+
+
+@dataclass(kw_only=True)
 class PretrainArguments(TrainingKeys):
     """Keys of pretrain.yaml beside those of transformers.TrainingArguments."""
 
@@ -68,10 +87,10 @@ class PretrainArguments(TrainingKeys):
 
 
 @dataclass(kw_only=True)
-class SftArguments(TrainingKeys):
+class SftArguments(TuningKeys):
     """Keys of sft.yaml beside those of trl.SFTConfig."""
 
-    model_name_or_path: str = key("Folder of the model to tune, its tokenizer inside.")
+    model_name_or_path: str = key("Folder of the model to tune, its tokenizer inside; or of an adapter.")
     prepared: str = key("Folder written by prepare from conversations.")
     tokens_per_step: int = key(
         "Tokens per optimizer step over all processes; accumulation follows from it.", minimum=1
@@ -84,7 +103,7 @@ class SftArguments(TrainingKeys):
 
 
 @dataclass(kw_only=True)
-class DpoArguments(TrainingKeys):
+class DpoArguments(TuningKeys):
     """Keys of dpo.yaml beside those of trl.DPOConfig."""
 
     model_name_or_path: str = key("Folder of the model to align; also the frozen reference.")
