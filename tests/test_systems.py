@@ -16,7 +16,7 @@ from fledge.arguments import STAGES
 from fledge.launching.plan import read_folder
 from fledge.model import register
 from fledge.recipe import Recipe, load_recipe
-from fledge.training.arguments import library_arguments
+from fledge.training.arguments import accumulation, library_arguments
 from fledge.training.trainer import StageTrainer
 
 
@@ -157,35 +157,31 @@ def folder_of(stage: Stage) -> dict[str, Recipe]:
     return {str(recipe.output_dir): recipe for recipe in read_folder(Path("recipes", stage.recipe).parent)}
 
 
-def arguments(recipe: Recipe, stage: Stage, per_row: int) -> TrainingArguments:
-    unit = "pairs" if recipe.stage == "dpo" else "tokens"
-    return library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, per_row, unit)[0]
-
-
 @stages
 def test_steps_and_tokens_are_the_same_on_any_number_of_processes(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = read(stage)
-    per_row = 1
-    if recipe.stage != "dpo":
+    unit, per_row = ("pairs", 1) if recipe.stage == "dpo" else ("tokens", 0)
+    if unit == "tokens":
         per_row = folder_of(stage)[recipe.values["prepared"]].values["max_length"]
         assert recipe.values.get("max_length", per_row) == per_row
-    assert recipe.values["pairs_per_step" if recipe.stage == "dpo" else "tokens_per_step"] == stage.per_step
+    at_once = recipe.values["per_device_train_batch_size"] * per_row
     for world in stage.worlds:
         monkeypatch.setenv("WORLD_SIZE", str(world))
-        args = arguments(recipe, stage, per_row)
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        assert rows * per_row == stage.per_step
-        assert args.max_steps == stage.steps and stage.steps * stage.per_step == stage.total
+        times = accumulation(recipe.values[f"{unit}_per_step"], per_row, at_once // per_row, unit)
+        assert at_once * times * world == stage.per_step
+    assert recipe.values["max_steps"] == stage.steps  # stated, so that a plan needs no data
+    assert stage.steps * stage.per_step == stage.total
 
 
 @stages
 def test_the_learning_rate_is_drawn_as_stated(stage: Stage) -> None:
     recipe = read(stage)
-    args = arguments(recipe, stage, 1)
+    unit = "pairs" if recipe.stage == "dpo" else "tokens"
+    args = library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, 1, unit)[0]
     model = torch.nn.Linear(1, 1)
-    trainer = StageTrainer(model=model, args=args)
+    trainer = StageTrainer(model=model, args=args, eval_dataset=[])
     trainer.apply(recipe.own(STAGES[recipe.stage]))
     scheduler = trainer.create_scheduler(stage.steps, torch.optim.SGD(model.parameters(), args.learning_rate))
     rate: Callable[[int], float] = lambda step: args.learning_rate * scheduler.lr_lambdas[0](step)  # noqa: E731
