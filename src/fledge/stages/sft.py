@@ -41,9 +41,9 @@ def main(recipe: Recipe) -> None:
         require(preflight(tokenizer))
         new_tokens = replace_tokenizer(model, known, tokenizer, keys.tokenizer)
     adapter = lora_config(recipe, keys, model, new_tokens)
+    require(preflight(tokenizer, model.config, model.generation_config, manifest))
     if adapter and new_tokens:  # the adapter's folder names the model it stands on, so that has to be on disk
         keep(model, tokenizer, recipe.output_dir / "start")
-    require(preflight(tokenizer, model.config, model.generation_config, manifest))
 
     # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
     # conversations to apply assistant_only_loss to.
