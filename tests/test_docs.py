@@ -14,7 +14,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from fledge import cli
+from fledge.launching.launch import one_recipe
 from fledge.launching.plan import read_folder
+from fledge.layouts import find_layout, read_layout
 from fledge.overrides import SMOKE_RUNS
 from fledge.recipe import SMOKE, load_recipe
 
@@ -97,6 +99,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(cli, "import_module", room)
     for module, name in (
         ("launching.chain", "run"),
+        ("launching.launch", "launch"),
         ("results.report", "write"),
         ("chat.terminal", "chat"),
         ("inspecting.report", "inspect"),
@@ -111,7 +114,9 @@ def fledge(words: list[str], called: list[str]) -> None:
     assert called or words[0].startswith("--") or words[-1] == "--help"
     for option, value in pairwise(words):
         if option in ("--on", "--config_file"):
-            assert Path(value).is_file()
+            read_layout(find_layout(value))
+    if words[0] == "launch":
+        assert read_folder(Path(words[1])) if Path(words[1]).is_dir() else one_recipe(Path(words[1]), [])
     if words[0] == "run":
         names = [recipe.name for recipe in read_folder(Path(words[1]))]
         assert {words[words.index(option) + 1] for option in ("--only", "--from") if option in words} <= set(names)

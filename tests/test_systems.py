@@ -3,6 +3,7 @@
 A recipe of a system is a row of SYSTEMS and its folder a line of CHAINS; the folder's README states the same numbers.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,6 +294,18 @@ def test_the_special_tokens_of_lillm_have_the_ids_of_the_source() -> None:
         keys = load_recipe("tokenizer", Path("recipes", folder, "tokenizer.yaml")).values
         ids = [keys["pad_token"], keys["bos_token"], keys["eos_token"], *keys["special_tokens"]]
         assert ids == ["<unk>", "<s>", "</s>", *(f"<r{number}>" for number in range(13))]
+
+
+def test_lillm_begins_where_its_initialisation_says() -> None:
+    keys = load_recipe("pretrain", Path("recipes/lillm/pretrain.yaml")).values["model_config"]
+    register()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("fledge", **keys))
+    ids = torch.randint(keys["vocab_size"], (1, 512))
+    with torch.inference_mode():
+        loss = model(ids, labels=ids).loss.item()
+    # Hidden states of unit variance and embeddings of std 512 ** -0.5 give logits of unit variance.
+    assert loss == pytest.approx(math.log(8192) + 512 * 0.0442**2 / 2, abs=0.1)
 
 
 def test_prem_s_chat_model_has_four_tokens_more() -> None:

@@ -1,7 +1,6 @@
 """The `fledge` command: one table of commands; whatever a command needs is imported inside its branch."""
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
-from fledge.launching import EXIT_CODE_FILE
+from fledge.launching import EXIT_CODE_FILE, log_progress
 
 
 STAGES = {
@@ -28,12 +27,12 @@ STAGES = {
 }
 OTHERS = {
     "run": "every stage of a recipe folder, in order",
+    "launch": "a stage or a folder on several machines, by accelerate, Slurm or Ray",
     "inspect": "see packed rows, masks and pairs token by token",
     "report": "one page about a run",
     "chat": "talk to a model",
 }
-
-
+VIA = ("accelerate", "slurm", "ray")
 SECONDS_FOR_THE_FIRST = 5.0
 
 
@@ -73,7 +72,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in STAGES:
         return _stage(command, rest)
     if command in OTHERS:
-        return {"run": _run, "inspect": _inspect, "report": _report, "chat": _chat}[command](rest)
+        return {"run": _run, "launch": _launch, "inspect": _inspect, "report": _report, "chat": _chat}[command](rest)
     near = get_close_matches(command, [*STAGES, *OTHERS], 1)
     raise ValueError(f"{command}: no such command; {f'did you mean {near[0]}?' if near else 'see fledge --help'}")
 
@@ -91,17 +90,12 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     recipe = load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv)
     if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
         return 0  # only training is shared work; the launch's first process does the rest alone
+    if stage in LIBRARY:
+        from fledge.training.checkpoints import refuse_other_layout
+
+        refuse_other_layout(recipe.output_dir)
     log_progress()
     return import_module(f"fledge.stages.{stage}").main(recipe) or 0
-
-
-def log_progress() -> None:
-    """Show what fledge has to say; of several processes the first says everything, the others only warn."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fledge: %(message)s"))
-    logger = logging.getLogger("fledge")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -115,6 +109,27 @@ def _run(argv: Sequence[str]) -> int:
     from fledge.launching.chain import run
 
     return run(arguments.folder, arguments.on, arguments.only, arguments.start, arguments.smoke)
+
+
+def _launch(argv: Sequence[str]) -> int:
+    about = "Run, print or queue a stage, or those of a folder, on a layout; --key value goes to the recipe."
+    parser = _Parser("fledge launch", description=about, allow_abbrev=False)
+    parser.add_argument("target", type=Path, metavar="RECIPE", help="a recipe file, or a folder of them")
+    parser.add_argument("--on", required=True, metavar="LAYOUT", help="where: a file, or one of accelerate_configs/")
+    parser.add_argument("--via", choices=VIA, default=VIA[0], help="accelerate if left out")
+    parser.add_argument("--nodes", type=int, metavar="N", help="machines; as many as the layout says if left out")
+    several = parser.add_argument_group("several machines --via accelerate, in its own words")
+    several.add_argument("--main_process_ip", metavar="HOST", help="the first machine; this one if left out")
+    several.add_argument("--main_process_port", type=int, metavar="PORT", help="29500 if left out")
+    slurm = parser.add_argument_group("--via slurm, in the words of sbatch")
+    slurm.add_argument("--partition", metavar="P")
+    slurm.add_argument("--cpu_partition", metavar="P", help="of stages that need no GPU; --partition if left out")
+    slurm.add_argument("--account", metavar="A")
+    slurm.add_argument("--time", metavar="LIMIT", help="of each job, such as 24:00:00")
+    options, overrides = parser.parse_known_args(argv)
+    from fledge.launching.launch import launch
+
+    return launch(overrides=overrides, **vars(options))
 
 
 def _inspect(argv: Sequence[str]) -> int:
@@ -172,6 +187,7 @@ def _help() -> str:
 
   fledge STAGE RECIPE.yaml [--key value ...]
   fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE] [--smoke]
+  fledge launch RECIPE --on LAYOUT [--via accelerate|slurm|ray] [--nodes N] [--key value ...]
   accelerate launch --config_file LAYOUT.yaml -m fledge STAGE RECIPE.yaml [--key value ...]
 
 Stages, in order:

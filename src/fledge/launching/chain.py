@@ -34,7 +34,8 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
     variants = [recipe.name for recipe in recipes if is_variant(recipe.name) and recipe.name != only and not smoke]
     recipes = [recipe for recipe in recipes if recipe.name not in variants]
     layout = find_layout(on or folder.resolve().parent.parent / "accelerate_configs" / "cpu.yaml")
-    read_layout(layout)
+    if (machines := read_layout(layout).num_machines) > 1:
+        raise ValueError(f"--on {on}: {machines} machines; fledge launch {folder} --on {on} is what starts several")
     names = [recipe.name for recipe in recipes]
     for name in (only, start):
         if name is not None and name not in names:
@@ -50,7 +51,7 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
     stages: list[dict[str, Any]] = []
     for index, recipe in enumerate(recipes):
         above = [prints[other.name] for other in inputs(recipe, recipes)]
-        prints[recipe.name] = fingerprint(recipe, recipes, layout, above)
+        prints[recipe.name] = fingerprint(recipe, recipes, above)
         state = state_of(recipe.output_dir)
         forced = recipe.name == only or (start is not None and index >= names.index(start))
         left_out = not forced and (only is not None or start is not None)

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from fledge.layouts import read_layout
+from fledge.layouts import Layout, read_layout
 from fledge.recipe import Recipe
 
 from . import EXIT_CODE_FILE
@@ -36,14 +37,15 @@ class Outcome:
     peak_memory_gb: float
 
 
-def launch(recipe: Recipe, layout: Path) -> Outcome:
-    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE [--smoke]` to its end."""
+def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outcome:
+    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE [--key value ...]` to its end."""
     command = [sys.executable]
     if recipe.stage not in WITHOUT_DEVICES:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
-        command += ["--num_cpu_threads_per_process", str(threads(layout))]  # accelerate warns if it has to guess
+        # accelerate warns if it has to guess
+        command += ["--num_cpu_threads_per_process", str(threads(read_layout(layout)))]
         command += ["--config_file", str(layout)]
-    command += ["-m", "fledge", recipe.stage, str(recipe.path), *(["--smoke"] if recipe.smoke else [])]
+    command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides, *(["--smoke"] if recipe.smoke else [])]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment = {**ALLOCATOR, **os.environ, EXIT_CODE_FILE: str(code_file)}
@@ -62,13 +64,12 @@ def launch(recipe: Recipe, layout: Path) -> Outcome:
     return Outcome(code, watch.peak / 1e9)
 
 
-def threads(layout: Path) -> int:
+def threads(layout: Layout) -> int:
     """OMP_NUM_THREADS if it is set; on a CPU layout each process's share of the cores, elsewhere 1."""
     if "OMP_NUM_THREADS" in os.environ:
         return int(os.environ["OMP_NUM_THREADS"])
-    placement = read_layout(layout)
-    here = placement.num_processes // placement.num_machines
-    return max(1, os.cpu_count() // here) if placement.use_cpu else 1
+    here = layout.num_processes // layout.num_machines
+    return max(1, os.cpu_count() // here) if layout.use_cpu else 1
 
 
 class _Memory:
