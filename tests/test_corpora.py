@@ -319,6 +319,17 @@ def test_small_build_is_the_same_twice(small: Path, tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def test_a_corpus_can_be_cut_short_and_says_so(small: Path, tmp_path: Path) -> None:
+    whole = tang._build(small, tmp_path / "whole")
+    counts = tang._build(small, tmp_path / "short", max_documents=3)
+
+    assert whole["poems"]["kept"]["train"] > 3 and counts["poems"]["kept"]["train"] == 3
+    assert rows(tmp_path / "short", "poems/train") == rows(tmp_path / "whole", "poems/train")[:3]
+    assert len(rows(tmp_path / "short", "chat/train")) == 3
+    assert "at most 3 documents of each" in (tmp_path / "short" / "README.md").read_text(encoding="utf-8")
+    assert "Cut short" not in (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+
+
 def test_another_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks the Tang poems.*use chinese-poetry 2\.0\.1"):
         tang._build(small_package(tmp_path / "empty.tgz", [], []), tmp_path / "out")

@@ -388,6 +388,18 @@ def test_small_build_is_the_same_twice(small: dict[str, Path], tmp_path: Path) -
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def test_a_corpus_can_be_cut_short_and_says_so(small: dict[str, Path], tmp_path: Path) -> None:
+    english._build(small, tmp_path / "whole")
+    most = len(rows_of(tmp_path / "whole", "documents/wiki/train")) - 1
+    counts = english._build(small, tmp_path / "short", max_documents=most)
+
+    short, whole = (rows_of(tmp_path / name, "documents/wiki/train") for name in ("short", "whole"))
+    assert short == whole[:-1] and counts["documents"]["wiki"]["train"]["rows"] == most
+    assert len(rows_of(tmp_path / "short", "chat/articles/train")) == most
+    assert f"at most {most} documents of each" in (tmp_path / "short" / "README.md").read_text(encoding="utf-8")
+    assert "Cut short" not in (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+
+
 def test_another_package_is_refused(small: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no chitchat_dataset/dataset\.json"):
         english._build({**small, "chitchat": small["wiki"]}, tmp_path / "out")
