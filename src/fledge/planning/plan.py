@@ -1,5 +1,6 @@
 """The plan of a recipe folder or file as one mapping, ready for JSON."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def _checkpoints(job: Job, engine: str = "ddp") -> dict[str, Any]:
     if strategy != "no":
         made = None if job.steps is None else saves(job.steps, job.get("save_steps"))
         if strategy == "epoch":
-            made = None if job.epochs is None else round(job.epochs + 0.5)
+            made = None if job.epochs is None else math.ceil(job.epochs)
     limit = job.recipe.values.get("save_total_limit")
     at_once = made if limit is None else limit + 1 if made is None else min(made, limit + 1)
     return {
