@@ -155,7 +155,7 @@ def _parts(layout: dict[str, Any], ink: Any) -> Iterator[str]:
 
 def _basis(made: dict[str, Any]) -> Iterator[str]:
     assumed = made["assumed"]
-    yield f"{MEASURED[0].upper()}{MEASURED[1:]}."
+    yield f"{MEASURED[0].upper()}{MEASURED[1:]}. Activations are those without torch_compile, which keeps fewer."
     yield (
         f"Assumed: {assumed['mfu']:.0%} of {assumed['peak_tflops_per_gpu']:g} TFLOP/s a GPU (--mfu, --tflops), "
         f"US$ {assumed['usd_per_gpu_hour']:.2f} a GPU hour (--price); a card is full at {USABLE:.0%} of it (--card)."
