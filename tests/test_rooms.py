@@ -22,6 +22,7 @@ FLOORS = [
         "machine",
         "model",
         "overrides",
+        "planning",
         "recipe",
         "schema",
     },

@@ -28,12 +28,14 @@ STAGES = {
 OTHERS = {
     "run": "every stage of a recipe folder, in order",
     "launch": "a stage or a folder on several machines, by accelerate, Slurm or Ray",
+    "plan": "what a recipe costs before it runs: FLOPs, hours, memory per GPU",
     "inspect": "see packed rows, masks and pairs token by token",
     "report": "one page about a run",
     "chat": "talk to a model",
 }
 VIA = ("accelerate", "slurm", "ray")
 SECONDS_FOR_THE_FIRST = 5.0
+PLAN = "Keys of the recipe may be overridden, as on a stage: --per_device_train_batch_size 4."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,7 +74,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in STAGES:
         return _stage(command, rest)
     if command in OTHERS:
-        return {"run": _run, "launch": _launch, "inspect": _inspect, "report": _report, "chat": _chat}[command](rest)
+        own = {"run": _run, "launch": _launch, "plan": _plan, "inspect": _inspect, "report": _report, "chat": _chat}
+        return own[command](rest)
     near = get_close_matches(command, [*STAGES, *OTHERS], 1)
     raise ValueError(f"{command}: no such command; {f'did you mean {near[0]}?' if near else 'see fledge --help'}")
 
@@ -130,6 +133,31 @@ def _launch(argv: Sequence[str]) -> int:
     from fledge.launching.launch import launch
 
     return launch(overrides=overrides, **vars(options))
+
+
+def _plan(argv: Sequence[str]) -> int:
+    parser = _Parser("fledge plan", description="What a recipe costs before it runs; no GPU is needed.", epilog=PLAN)
+    parser.add_argument("path", type=Path, metavar="RECIPE", help="a pretrain, sft or dpo recipe, or a folder")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--on", metavar="LAYOUT", help="one layout, part by part: 8xh100_ddp, or a path")
+    where.add_argument("--all", action="store_true", help="all layouts of accelerate_configs/, as without --on")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of the peak reached; 0.4 if left out")
+    parser.add_argument("--tflops", type=float, default=989, metavar="T", help="peak of a GPU; 989, an H100's in bf16")
+    parser.add_argument("--price", type=float, default=2.5, metavar="USD", help="of a GPU hour; 2.50 if left out")
+    parser.add_argument("--card", type=float, default=80, metavar="GIB", help="memory of a GPU; 80 if left out")
+    options, overrides = parser.parse_known_args(argv)
+    if not 0 < options.mfu <= 1:
+        raise ValueError(f"plan: --mfu {options.mfu:g}: a share of the peak, above 0 and up to 1")
+    for name in ("tflops", "price", "card"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"plan: --{name} {getattr(options, name):g}: must be above 0")
+    from fledge.planning.compute import Prices
+    from fledge.planning.terminal import show
+
+    prices = Prices(options.mfu, options.tflops * 1e12, options.price)
+    show(options.path, overrides, options.on, prices, options.card, options.json)
+    return 0
 
 
 def _inspect(argv: Sequence[str]) -> int:

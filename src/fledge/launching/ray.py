@@ -15,6 +15,7 @@ from typing import Any
 
 from fledge.layouts import Layout
 from fledge.recipe import Recipe
+from fledge.training.checkpoints import refuse_other_layout
 
 from . import log_progress
 from .launch import Job
@@ -100,4 +101,5 @@ def work(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     log_progress()
     recipe: Recipe = job["recipe"]
+    refuse_other_layout(recipe.output_dir)
     import_module(f"fledge.stages.{recipe.stage}").main(recipe)
