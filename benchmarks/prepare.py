@@ -70,7 +70,7 @@ def fledge(folder: Path, text: Path, num_proc: int, repeats: str = "keep") -> Ca
 
     (folder / "prepare.yaml").write_text(
         f"datasets: [{{path: {text}}}]\ntokenizer: {folder}/tokenizer\nmax_length: {ROW}\nnum_proc: {num_proc}\n"
-        f"repeats: {repeats}\noutput_dir: {folder}/out\n"
+        f"repeats: '{repeats}'\noutput_dir: {folder}/out\n"
     )
     recipe = load_recipe("prepare", folder / "prepare.yaml")
     return lambda: prepare.main(recipe)

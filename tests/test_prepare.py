@@ -278,6 +278,19 @@ def test_overlong_conversations(
             assert tokenizer.decode(document.input_ids).startswith("<|begin|><|system|>Count<|end|><|user|>")
 
 
+@pytest.mark.parametrize("additive", [True, False])
+def test_no_exchange_is_lost_between_pieces(tokenizer: PreTrainedTokenizerBase, additive: bool) -> None:
+    if not additive:  # three exchanges together take more than the three of them
+        tokenizer.chat_template = "{% if messages|length > 5 %}and so on {% endif %}" + tokenizer.chat_template
+    rows = [Row(conversation(*"abcdefghijklmnop"[: 2 * n], system="C"), f"a:{n}") for n in range(5, 9)]
+    for row, documents in zip(rows, Tokeniser(tokenizer, 32, "split-at-a-turn").documents(rows), strict=True):
+        said = "".join(tokenizer.decode(document.labels[document.labels != -100]) for document in documents)
+        assert said == "".join(f"{turn['content']}<|end|>" for turn in row.values["messages"][2::2])
+        assert max(map(len, documents)) <= 32
+        if additive:  # not one more exchange of six tokens would fit
+            assert min(map(len, documents[:-1])) + 6 > 32
+
+
 @pytest.mark.parametrize("overlong", ["fail", "split"])
 def test_an_overlong_conversation_is_refused(tokenizer: PreTrainedTokenizerBase, overlong: Any) -> None:
     with pytest.raises(ValueError, match=r"^a\.jsonl:7: \d+ tokens, and max_length is 32; .*split-at-a-turn"):

@@ -112,6 +112,7 @@ FAULTS = [
     ("sft", "max_steps: 010", "max_steps: YAML reads 010 as 8; write 8, or quote it as text"),
     ("sft", "ddp_timeout: 1:30", "ddp_timeout: YAML reads 1:30 as 90; write 90, or quote it as text"),
     ("sft", "eval_strategy: step", 'eval_strategy: "step" is not one of no, steps, epoch; did you mean steps?'),
+    ("prepare", "repeats: off", 'repeats: YAML reads a plain no or off as false; write "off" in quotes'),
     ("sft", "eval_strategy: no", 'eval_strategy: YAML reads a plain no or off as false; write "no" in quotes'),
     ("sft", "lr_scheduler_type: cosin", 'lr_scheduler_type: "cosin" is not one of linear, cosine,'),
     ("sft", "optim: adamw_fused", 'optim: "adamw_fused" is not a known value; did you mean adamw_torch_fused?'),

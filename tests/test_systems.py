@@ -87,6 +87,22 @@ SYSTEMS = [
         rates={0: 0.0, 1000: 3e-4, 2000: 6e-4, 10_060: 3.3e-4, 18_120: 6e-5},
     ),
     Stage(
+        "prem-1b/pretrain",
+        parameters=1_100_048_384,
+        per_step=4_194_304,
+        steps=286_102,
+        total=1_199_998_763_008,
+        rates={0: 0.0, 14_305: 2e-4, 28_610: 4e-4, 157_356: 2.2e-4, 286_102: 4e-5},
+    ),
+    Stage(
+        "tinyllama-1.1b/pretrain",
+        parameters=1_100_048_384,
+        per_step=2_097_152,
+        steps=1_430_512,
+        total=3_000_001_101_824,
+        rates={0: 0.0, 1000: 2e-4, 2000: 4e-4, 716_256: 2.2e-4, 1_430_512: 4e-5},
+    ),
+    Stage(
         "tinylm-nanogpt-30m/pretrain",
         parameters=30_062_592,
         per_step=16_384,
@@ -134,6 +150,8 @@ CHAINS = {
     "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain sft pairs dpo export",
     "lillm": "tokenizer prepare prepare_hard_coded prepare_sft pretrain sft sft_hard_coded export",
     "lillm-300m": "tokenizer prepare pretrain export",
+    "prem-1b": "tokenizer tokenizer_chat prepare prepare_sft pretrain sft pairs dpo export",
+    "tinyllama-1.1b": "tokenizer prepare prepare_sft pretrain sft pairs dpo export",
     **dict.fromkeys(TINYLM, "corpus tokenizer prepare pretrain export"),
 }
 """The stages of a system in the order `fledge run` takes them."""
@@ -234,3 +252,37 @@ def test_the_special_tokens_of_lillm_have_the_ids_of_the_source() -> None:
         keys = load_recipe("tokenizer", Path("recipes", folder, "tokenizer.yaml")).values
         ids = [keys["pad_token"], keys["bos_token"], keys["eos_token"], *keys["special_tokens"]]
         assert ids == ["<unk>", "<s>", "</s>", *(f"<r{number}>" for number in range(13))]
+
+
+def test_prem_s_chat_model_has_four_tokens_more() -> None:
+    folder = {recipe.name: recipe for recipe in read_folder(Path("recipes/prem-1b"))}
+    assert folder["sft"].values["tokenizer"] == str(folder["tokenizer_chat"].output_dir)
+    register()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("fledge", **folder["pretrain"].values["model_config"])
+        )
+        model.resize_token_embeddings(folder["tokenizer_chat"].values["vocab_size"], mean_resizing=False)
+    assert model.num_parameters() == 1_100_064_768
+
+
+@pytest.mark.parametrize(("name", "world"), [("prem-1b", 1), ("prem-1b", 8), ("prem-1b", 16), ("tinyllama-1.1b", 16)])
+def test_sft_and_dpo_divide_over_all_layouts(name: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    folder = {recipe.name: recipe for recipe in read_folder(Path("recipes", name))}
+    for stage, key, per_row in (("sft", "tokens_per_step", "max_length"), ("dpo", "pairs_per_step", None)):
+        values = folder[stage].values
+        rows = values[per_row] if per_row else 1
+        accumulated = accumulation(values[key], rows, values["per_device_train_batch_size"], "rows")
+        assert accumulated * world * values["per_device_train_batch_size"] * rows == values[key]
+
+
+@pytest.mark.parametrize("name", ["prem-1b", "tinyllama-1.1b"])
+def test_slimpajama_is_read_without_its_code(name: str) -> None:
+    prepare = load_recipe("prepare", Path("recipes", name, "prepare.yaml")).values
+    kept = [
+        entry["filter"]["meta.redpajama_set_name"] for entry in [prepare["datasets"][0], *prepare["eval_datasets"]]
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 6 and "RedPajamaGithub" not in kept[0]
+    weights = [entry["weight"] for entry in prepare["datasets"] if "weight" in entry]
+    assert weights in ([], [0.693584, 0.306416]) and sum(weights) in (0, pytest.approx(1))

@@ -1,7 +1,8 @@
 """Text and conversations -> documents: token ids with the labels that are trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,9 @@ IGNORED = -100
 
 Overlong = Literal["split", "drop", "truncate", "split-at-a-turn", "fail"]
 Policy = Literal["drop", "keep", "fail"]
+Turns = list[dict[str, Any]]
+Piece = tuple[Turns, list[Turns]]
+"""Part of a conversation: the system turn, if there is one, and exchanges, each the turns up to an answer."""
 
 
 @dataclass
@@ -83,7 +87,9 @@ class Tokeniser:
         rendered = iter(_render_all(self.tokenizer, [row.values["messages"] for row in rows if _is_chat(row)]))
         texts = [row.values["text"] for row in rows if not _is_chat(row)]
         encoded = iter(self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return [self._chat(next(rendered), row) if _is_chat(row) else self._text(next(encoded), row) for row in rows]
+        found = [self._chat(next(rendered), row) if _is_chat(row) else self._text(next(encoded), row) for row in rows]
+        pieces = iter(self._split([row for row, documents in zip(rows, found, strict=True) if documents is None]))
+        return [next(pieces) if documents is None else documents for documents in found]
 
     def _text(self, encoding: Encoding, row: Row) -> list[Document]:
         document = Document.of([self.tokenizer.bos_token_id, *encoding.ids, self.tokenizer.eos_token_id])
@@ -100,7 +106,8 @@ class Tokeniser:
             "`packing_strategy: best-fit-split` to cut such text over rows, or `overlong: drop`"
         )
 
-    def _chat(self, rendered: tuple[list[int], list[int]] | Exception, row: Row) -> list[Document]:
+    def _chat(self, rendered: tuple[list[int], list[int]] | Exception, row: Row) -> list[Document] | None:
+        """None says that the conversation is to be split."""
         if isinstance(rendered, Exception):
             return self._faulty(row, "the chat template cannot render it", f" ({rendered})")
         document = Document.of(*rendered)
@@ -114,7 +121,7 @@ class Tokeniser:
         if self.overlong == "truncate":
             return self._truncated(document, row)
         if self.overlong == "split-at-a-turn":
-            return self._split(row)
+            return None
         raise ValueError(
             f"{row.place}: {len(document)} tokens, and max_length is {self.max_length}; raise max_length, or write "
             "`overlong: drop`, `overlong: truncate` or `overlong: split-at-a-turn`"
@@ -143,35 +150,66 @@ class Tokeniser:
         self.tally.add("truncated: an answer lost its stop token", row.place)
         return [document[: self.max_length]]
 
-    def _split(self, row: Row) -> list[Document]:
-        system, exchanges = _exchanges(row.values["messages"])
-        found: list[Document] = []
-        taken: list[dict[str, Any]] = []
-        for exchange in exchanges:
-            longer = Document.of(*render(self.tokenizer, [*system, *taken, *exchange]))
-            if taken and len(longer) <= self.max_length:
-                found[-1] = longer
-                taken += exchange
-                continue
-            alone = Document.of(*render(self.tokenizer, [*system, *exchange])) if taken else longer
-            taken = list(exchange) if len(alone) <= self.max_length else []
-            if taken:
-                found.append(alone)
-            else:
+    def _split(self, rows: list[Row]) -> list[list[Document]]:
+        """The pieces of each conversation, of as many whole exchanges as fit; all rows at once, for speed."""
+        wholes = [_exchanges(row.values["messages"]) for row in rows]
+        alone = iter(self._documents([(system, [turns]) for system, exchanges in wholes for turns in exchanges]))
+        two = iter(self._documents([(system, exchanges[:2]) for system, exchanges in wholes if exchanges[1:]]))
+        found = []
+        for row, (system, exchanges) in zip(rows, wholes, strict=True):
+            lengths = [len(next(alone)) for _ in exchanges]
+            # What every piece begins with, the system turn for instance, counts once.
+            shared = sum(lengths[:2]) - len(next(two)) if exchanges[1:] else 0
+            for _ in range(sum(length > self.max_length for length in lengths)):
                 self.tally.add(f"dropped: one exchange longer than {self.max_length} tokens", row.place)
-        if found:
-            self.tally.add("split at a turn", row.place)
+            found.append([(system, exchanges[run]) for run in _runs(lengths, shared, self.max_length)])
+            if found[-1]:
+                self.tally.add("split at a turn", row.place)
+        pieces = iter(self._fitting([piece for own in found for piece in own]))
+        return [list(chain.from_iterable(next(pieces) for _ in own)) for own in found]
+
+    def _fitting(self, pieces: list[Piece]) -> list[list[Document]]:
+        """Each piece as a document, or as several where the template made it longer than foreseen."""
+        found = [[document] for document in self._documents(pieces)]
+        for index, ((system, exchanges), (document,)) in enumerate(zip(pieces, found, strict=True)):
+            if len(document) > self.max_length:
+                half = len(exchanges) // 2
+                halves = self._fitting([(system, exchanges[:half]), (system, exchanges[half:])])
+                found[index] = list(chain.from_iterable(halves))
         return found
+
+    def _documents(self, pieces: list[Piece]) -> list[Document]:
+        conversations = [[*system, *chain.from_iterable(exchanges)] for system, exchanges in pieces]
+        if not conversations:
+            return []
+        rendered = _rendered(self.tokenizer, conversations)
+        return list(map(Document.of, rendered["input_ids"], rendered["assistant_masks"]))
+
+
+def _runs(lengths: list[int], shared: int, limit: int) -> Iterator[slice]:
+    """Neighbours whose lengths, less what all but the first of them share with it, are `limit` at most together."""
+    start, total = 0, 0
+    for index, length in enumerate(lengths):
+        more = length - shared if total else length
+        if length <= limit and total + more <= limit:
+            total += more
+            continue
+        if total:
+            yield slice(start, index)
+        start, total = (index, length) if length <= limit else (index + 1, 0)
+    if total:
+        yield slice(start, len(lengths))
 
 
 def _is_chat(row: Row) -> bool:
     return "messages" in row.values
 
 
-def _exchanges(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+def _exchanges(messages: Turns) -> Piece:
     """The system turn, and the other turns up to each answer; turns after the last answer teach nothing."""
     system = [message for message in messages[:1] if message["role"] == "system"]
-    exchanges, turns = [], []
+    exchanges: list[Turns] = []
+    turns: Turns = []
     for message in messages[len(system) :]:
         turns.append(message)
         if message["role"] == "assistant":

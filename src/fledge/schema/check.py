@@ -158,8 +158,9 @@ def _enum_fault(value: Any, schema: dict[str, Any]) -> str | None:
     # 1 == True in Python, so equality alone would let `bf16: 1` pass.
     if any(type(value) is type(option) and value == option for option in options):
         return None
-    if value is False and (word := next((word for word in ("no", "NO") if word in options), None)):
-        return f'YAML reads a plain no or off as false; write "{word}" in quotes'
+    meant = next((word for word in ("no", "NO", "off") if value is False and word in options), None)
+    if meant:
+        return f'YAML reads a plain no or off as false; write "{meant}" in quotes'
     words = [option for option in options if isinstance(option, str)]
     near = suggestion(value, words) if isinstance(value, str) else ""
     # Forty optimizers would bury the suggestion.

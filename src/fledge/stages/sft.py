@@ -13,7 +13,7 @@ from fledge.data.load import load_model, load_tokenizer
 from fledge.data.prepared import as_hugging_face, load_prepared
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
-from fledge.training.lora import lora_config
+from fledge.training.lora import lora_config, show_bias
 from fledge.training.run import finish, keep, speed_up, start, train
 from fledge.training.trainer import StageTrainer
 from fledge.training.vocabulary import replace_tokenizer
@@ -59,6 +59,7 @@ def main(recipe: Recipe) -> None:
         processing_class=tokenizer,
         peft_config=adapter,
     )
+    show_bias(model)
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
     trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)
