@@ -66,6 +66,8 @@ def train(job: Job) -> int:
             if isinstance(failure, ValueError):
                 raise ValueError(str(failure)) from None
         raise
+    finally:
+        ray.shutdown()  # so that what Ray still has to log comes before our own last word
     return 0
 
 
