@@ -3,12 +3,14 @@
 A recipe of a system is a row of SYSTEMS and its folder a line of CHAINS; the folder's README states the same numbers.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
@@ -17,6 +19,7 @@ from fledge.launching.plan import read_folder
 from fledge.model import register
 from fledge.recipe import Recipe, load_recipe
 from fledge.training.arguments import accumulation, library_arguments
+from fledge.training.lora import lora_config
 from fledge.training.trainer import StageTrainer
 
 
@@ -67,6 +70,20 @@ SYSTEMS = [
         steps=952,
         total=60_928,
         rates={0: 0.0, 48: 2.5e-7, 96: 5e-7, 524: 2.5e-7, 952: 0.0},
+    ),
+    Stage(
+        "transformer-1b-chat/sft_lora",
+        per_step=262_144,
+        steps=2_180,
+        total=571_473_920,
+        rates={0: 0.0, 33: 1e-4, 66: 2e-4, 1123: 1e-4, 2180: 0.0},
+    ),
+    Stage(
+        "transformer-1b-chat/dpo_lora",
+        per_step=64,
+        steps=952,
+        total=60_928,
+        rates={0: 0.0, 48: 2.5e-6, 96: 5e-6, 524: 2.5e-6, 952: 0.0},
     ),
     Stage(
         "lillm/pretrain",
@@ -146,12 +163,14 @@ SYSTEMS = [
 
 TINYLM = [f"tinylm-{name}" for name in ("nanogpt-30m", "nanogpt-124m", "nanogpt-757m", "mistral-0.4b", "mistral-1b")]
 
+TUNING = "sft sft_lora pairs dpo dpo_lora export export_lora"
+
 CHAINS = {
-    "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain sft pairs dpo export",
+    "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain " + TUNING,
     "lillm": "tokenizer prepare prepare_hard_coded prepare_sft pretrain sft sft_hard_coded export",
     "lillm-300m": "tokenizer prepare pretrain export",
-    "prem-1b": "tokenizer tokenizer_chat prepare prepare_sft pretrain sft pairs dpo export",
-    "tinyllama-1.1b": "tokenizer prepare prepare_sft pretrain sft pairs dpo export",
+    "prem-1b": "tokenizer tokenizer_chat prepare prepare_sft pretrain " + TUNING,
+    "tinyllama-1.1b": "tokenizer prepare prepare_sft pretrain " + TUNING,
     **dict.fromkeys(TINYLM, "corpus tokenizer prepare pretrain export"),
 }
 """The stages of a system in the order `fledge run` takes them."""
@@ -235,6 +254,29 @@ def test_tinylms_mistrals_have_the_other_count_of_the_source_untied(folder: str,
     assert f"{parameters:,}" in readmes
 
 
+@pytest.mark.parametrize(
+    ("folder", "parameters"),
+    [("transformer-1b-chat", 12_660_736), ("tinyllama-1.1b", 12_615_680), ("prem-1b", 12_615_680)],
+)
+def test_adapters_have_the_parameters_they_state(folder: str, parameters: int) -> None:
+    for name in ("sft_lora", "dpo_lora"):
+        path = Path("recipes", folder, f"{name}.yaml")
+        recipe = load_recipe(name.partition("_")[0], path)
+        stated = load_recipe("pretrain", path.with_name("pretrain.yaml")).values["model_config"]
+        register()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model("fledge", **stated))
+            adapted = get_peft_model(model, lora_config(recipe, recipe.own(STAGES[recipe.stage]), model))
+        assert adapted.num_parameters(only_trainable=True) == parameters
+        for document in (path, path.with_name("README.md")):
+            assert f"{parameters:,}" in document.read_text(encoding="utf-8")
+        # A variant differs from its stage in the adapter, the rate, and where it reads and writes.
+        own = load_recipe(recipe.stage, path.with_name(f"{recipe.stage}.yaml")).values
+        keys = {"use_peft", "learning_rate", "model_name_or_path", "output_dir"}
+        differs = {key for key in recipe.values.keys() | own.keys() if recipe.values.get(key) != own.get(key)}
+        assert {key for key in differs if not key.startswith("lora_")} <= keys
+
+
 @pytest.mark.parametrize("folder", CHAINS)
 def test_the_stages_of_a_system_follow_each_other(folder: str) -> None:
     assert [recipe.name for recipe in read_folder(Path("recipes", folder))] == CHAINS[folder].split()
@@ -252,6 +294,18 @@ def test_the_special_tokens_of_lillm_have_the_ids_of_the_source() -> None:
         keys = load_recipe("tokenizer", Path("recipes", folder, "tokenizer.yaml")).values
         ids = [keys["pad_token"], keys["bos_token"], keys["eos_token"], *keys["special_tokens"]]
         assert ids == ["<unk>", "<s>", "</s>", *(f"<r{number}>" for number in range(13))]
+
+
+def test_lillm_begins_where_its_initialisation_says() -> None:
+    keys = load_recipe("pretrain", Path("recipes/lillm/pretrain.yaml")).values["model_config"]
+    register()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("fledge", **keys))
+    ids = torch.randint(keys["vocab_size"], (1, 512))
+    with torch.inference_mode():
+        loss = model(ids, labels=ids).loss.item()
+    # Hidden states of unit variance and embeddings of std 512 ** -0.5 give logits of unit variance.
+    assert loss == pytest.approx(math.log(8192) + 512 * 0.0442**2 / 2, abs=0.1)
 
 
 def test_prem_s_chat_model_has_four_tokens_more() -> None:

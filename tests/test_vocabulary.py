@@ -41,7 +41,7 @@ def test_new_tokens_begin_at_the_mean(
 ) -> None:
     model = make_model(tie_word_embeddings=tied)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    assert replace_tokenizer(model, tokenizer, larger, "here") == 4
+    assert replace_tokenizer(model, tokenizer, larger, "here") == [320, 321, 322, 323]
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == len(larger) == 324
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     assert model.num_parameters() == sum(w.numel() for w in before.values()) + 4 * 32 * (1 if tied else 2)
@@ -70,7 +70,7 @@ def test_rows_that_are_there_already_are_used(
     model = make_model()
     model.resize_token_embeddings(330, mean_resizing=False)  # padded to a round number, as nanoGPT's is
     before = model.lm_head.weight.detach().clone()
-    assert replace_tokenizer(model, tokenizer, larger, "here") == 4
+    assert replace_tokenizer(model, tokenizer, larger, "here") == [320, 321, 322, 323]
     assert model.config.vocab_size == 330
     assert torch.equal(model.lm_head.weight[324:], before[324:]) and torch.equal(
         model.lm_head.weight[:320], before[:320]

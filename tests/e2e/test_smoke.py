@@ -11,8 +11,10 @@ from fledge.launching.plan import read_folder
 from .workspace import ROOT, Workspace
 
 
-QUICK = ("lillm", "prem-1b")
-"""The cheapest two that have every stage between them; the others take minutes and run at night."""
+QUICK = ("lillm", "tinylm-nanogpt-30m")
+"""The cheapest two that differ in architecture and stages; the others take longer and run at night."""
+TIMEOUT_SECONDS = 900
+"""A system takes less than four minutes on two quiet cores; a busy machine may take longer."""
 SYSTEMS = sorted(path.parent.name for path in ROOT.glob("recipes/*/smoke.yaml"))
 
 
@@ -24,7 +26,7 @@ def test_every_stage_of_a_system_runs(system: str, tmp_path: Path, monkeypatch: 
         shutil.copytree(ROOT / name, tmp_path / name)
     workspace = Workspace(tmp_path)
 
-    done = workspace.fledge("run", f"recipes/{system}", "--smoke")
+    done = workspace.fledge("run", f"recipes/{system}", "--smoke", timeout=TIMEOUT_SECONDS)
 
     monkeypatch.chdir(tmp_path)
     recipes = read_folder(Path("recipes") / system, smoke=True)

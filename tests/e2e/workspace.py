@@ -77,11 +77,13 @@ class Workspace:
             start_new_session=True,
         )
 
-    def run(self, *command: str, code: int | None = 0, **environment: str) -> Finished:
+    def run(
+        self, *command: str, code: int | None = 0, timeout: float = TIMEOUT_SECONDS, **environment: str
+    ) -> Finished:
         """Run a command to its end; a test fails if it ends with another exit code than `code`."""
         process = self.start(*command, **environment)
         try:
-            out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+            out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             out, err = kill(process)
         except BaseException:  # the test session itself is interrupted
@@ -91,8 +93,10 @@ class Workspace:
         assert code is None or done.code == code, done.tail
         return done
 
-    def fledge(self, *arguments: str, code: int | None = 0, **environment: str) -> Finished:
-        return self.run("fledge", *arguments, code=code, **environment)
+    def fledge(
+        self, *arguments: str, code: int | None = 0, timeout: float = TIMEOUT_SECONDS, **environment: str
+    ) -> Finished:
+        return self.run("fledge", *arguments, code=code, timeout=timeout, **environment)
 
     def json(self, *path: str) -> Any:
         """A JSON file below runs/tiny."""

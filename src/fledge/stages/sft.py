@@ -39,12 +39,11 @@ def main(recipe: Recipe) -> None:
     if keys.tokenizer:
         known, tokenizer = tokenizer, load_tokenizer(keys.tokenizer, "tokenizer")
         require(preflight(tokenizer))
-        replace_tokenizer(model, known, tokenizer, keys.tokenizer)
-        new_tokens = sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values()))
+        new_tokens = replace_tokenizer(model, known, tokenizer, keys.tokenizer)
     adapter = lora_config(recipe, keys, model, new_tokens)
+    require(preflight(tokenizer, model.config, model.generation_config, manifest))
     if adapter and new_tokens:  # the adapter's folder names the model it stands on, so that has to be on disk
         keep(model, tokenizer, recipe.output_dir / "start")
-    require(preflight(tokenizer, model.config, model.generation_config, manifest))
 
     # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
     # conversations to apply assistant_only_loss to.

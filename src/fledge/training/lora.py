@@ -62,7 +62,7 @@ def lora_config(
 
 
 def show_bias(model: PreTrainedModel) -> None:
-    """Say that a head has no bias where PEFT's wrapper, which trains some of its rows, hides it from TRL's fused head."""
+    """Say that a head has no bias: PEFT's wrapper, which trains some of its rows, hides that from TRL's fused head."""
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None
