@@ -103,6 +103,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("results.report", "write"),
         ("chat.terminal", "chat"),
         ("inspecting.report", "inspect"),
+        ("planning.terminal", "show"),
     ):
         monkeypatch.setattr(f"fledge.{module}.{name}", instead(name))
     return called

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -40,8 +41,12 @@ fsdp_config:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the tiny recipe and a layout of 2 machines x 8 GPUs, where nothing has run yet."""
+    """A folder with the tiny recipe, its steps 8 times as large, and a layout of 2 machines x 8 GPUs; nothing ran."""
     shutil.copytree(ROOT / "tests/e2e/tiny", tmp_path / TINY)
+    for name, small, large in (("pretrain", 1536, 12288), ("sft", 1024, 8192), ("dpo", 4, 32)):
+        path = tmp_path / TINY / f"{name}.yaml"
+        text = path.read_text().replace(f"_per_step: {small}\n", f"_per_step: {large}\n")
+        path.write_text(re.sub(r"muon_learning_rate: .*\n", "", text))  # ZeRO refuses it
     for name in ("chat_templates", "accelerate_configs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "zero.yaml").write_text(ZERO)
@@ -76,6 +81,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             [TINY, "--on", "cpu", "--max_steps", "3"],
             f"--max_steps 3: a key belongs to one recipe; name a file of {TINY}",
         ),
+        (
+            [PRETRAIN, "--on", "zero.yaml", "--tokens_per_step", "1536"],
+            f"{PRETRAIN}: on zero: 8 rows a step do not divide by 16 processes; 8 do",
+        ),
+        (
+            [PRETRAIN, "--on", "zero.yaml", "--nodes", "1"],
+            "--nodes 1: zero.yaml is a layout of 2 machines; take",
+        ),
         (["zero.yaml", "--on", "cpu"], "zero.yaml: no recipe; a recipe's name begins with its stage, one of corpus, "),
         ([PRETRAIN, "--on", "cpu", "--partition", "p"], "--partition: only --via slurm takes it"),
         ([PRETRAIN, "--on", "cpu", "--via", "ray", "--main_process_ip", "h"], "only --via accelerate takes it"),
@@ -97,6 +110,11 @@ def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert said.startswith("fledge: ") and message in said
     assert not list(folder.glob("runs/**/*.sh"))
+
+
+def test_run_leaves_several_machines_to_launch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", TINY, "--on", "zero.yaml"]) == 2
+    assert f"2 machines; fledge launch {TINY} --on zero.yaml is what starts several" in capsys.readouterr().err
 
 
 def test_two_machines_get_a_command_each(capsys: pytest.CaptureFixture[str]) -> None:

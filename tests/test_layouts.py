@@ -93,6 +93,11 @@ WRONG = [
     (ZERO + "zero_stge: 1\n", 4, "zero_stge: unknown key; did you mean zero_stage?"),
     (ZERO + "zero_stage: 4\n", 4, "zero_stage: 4 is not one of 1, 2, 3"),
     (ZERO + "zero_stage: 1\n  gradient_clipping: 1.0\n", 5, "gradient_clipping: max_grad_norm is the recipe's word"),
+    (
+        ZERO + "zero_stage: 3\n  zero3_save_16bit_model: true\n  zero3_init_flag: true\n",
+        6,
+        "a model built in shards begins with other random weights",
+    ),
     (ZERO + "zero_stage: 3\n", 3, "zero3_save_16bit_model: write true"),
     (ZERO + "zero_stage: 2\n  offload_param_device: cpu\n", 5, "weights are offloaded by zero_stage 3 only"),
     ("num_machines: 2\n" + ZERO + "zero_stage: 2\n", 4, "deepspeed_multinode_launcher: missing; write standard"),

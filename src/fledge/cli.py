@@ -27,8 +27,8 @@ STAGES = {
 }
 OTHERS = {
     "run": "every stage of a recipe folder, in order",
-    "plan": "what a recipe costs before it runs: FLOPs, hours, memory per GPU",
     "launch": "a stage or a folder on several machines, by accelerate, Slurm or Ray",
+    "plan": "what a recipe costs before it runs: FLOPs, hours, memory per GPU",
     "inspect": "see packed rows, masks and pairs token by token",
     "report": "one page about a run",
     "chat": "talk to a model",
@@ -74,14 +74,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in STAGES:
         return _stage(command, rest)
     if command in OTHERS:
-        return {
-            "run": _run,
-            "plan": _plan,
-            "launch": _launch,
-            "inspect": _inspect,
-            "report": _report,
-            "chat": _chat,
-        }[command](rest)
+        own = {"run": _run, "launch": _launch, "plan": _plan, "inspect": _inspect, "report": _report, "chat": _chat}
+        return own[command](rest)
     near = get_close_matches(command, [*STAGES, *OTHERS], 1)
     raise ValueError(f"{command}: no such command; {f'did you mean {near[0]}?' if near else 'see fledge --help'}")
 
@@ -120,6 +114,27 @@ def _run(argv: Sequence[str]) -> int:
     return run(arguments.folder, arguments.on, arguments.only, arguments.start, arguments.smoke)
 
 
+def _launch(argv: Sequence[str]) -> int:
+    about = "Run, print or queue a stage, or those of a folder, on a layout; --key value goes to the recipe."
+    parser = _Parser("fledge launch", description=about, allow_abbrev=False)
+    parser.add_argument("target", type=Path, metavar="RECIPE", help="a recipe file, or a folder of them")
+    parser.add_argument("--on", required=True, metavar="LAYOUT", help="where: a file, or one of accelerate_configs/")
+    parser.add_argument("--via", choices=VIA, default=VIA[0], help="accelerate if left out")
+    parser.add_argument("--nodes", type=int, metavar="N", help="machines; as many as the layout says if left out")
+    several = parser.add_argument_group("several machines --via accelerate, in its own words")
+    several.add_argument("--main_process_ip", metavar="HOST", help="the first machine; this one if left out")
+    several.add_argument("--main_process_port", type=int, metavar="PORT", help="29500 if left out")
+    slurm = parser.add_argument_group("--via slurm, in the words of sbatch")
+    slurm.add_argument("--partition", metavar="P")
+    slurm.add_argument("--cpu_partition", metavar="P", help="of stages that need no GPU; --partition if left out")
+    slurm.add_argument("--account", metavar="A")
+    slurm.add_argument("--time", metavar="LIMIT", help="of each job, such as 24:00:00")
+    options, overrides = parser.parse_known_args(argv)
+    from fledge.launching.launch import launch
+
+    return launch(overrides=overrides, **vars(options))
+
+
 def _plan(argv: Sequence[str]) -> int:
     parser = _Parser("fledge plan", description="What a recipe costs before it runs; no GPU is needed.", epilog=PLAN)
     parser.add_argument("path", type=Path, metavar="RECIPE", help="a pretrain, sft or dpo recipe, or a folder")
@@ -143,27 +158,6 @@ def _plan(argv: Sequence[str]) -> int:
     prices = Prices(options.mfu, options.tflops * 1e12, options.price)
     show(options.path, overrides, options.on, prices, options.card, options.json)
     return 0
-
-
-def _launch(argv: Sequence[str]) -> int:
-    about = "Run, print or queue a stage, or those of a folder, on a layout; --key value goes to the recipe."
-    parser = _Parser("fledge launch", description=about, allow_abbrev=False)
-    parser.add_argument("target", type=Path, metavar="RECIPE", help="a recipe file, or a folder of them")
-    parser.add_argument("--on", required=True, metavar="LAYOUT", help="where: a file, or one of accelerate_configs/")
-    parser.add_argument("--via", choices=VIA, default=VIA[0], help="accelerate if left out")
-    parser.add_argument("--nodes", type=int, metavar="N", help="machines; as many as the layout says if left out")
-    several = parser.add_argument_group("several machines --via accelerate, in its own words")
-    several.add_argument("--main_process_ip", metavar="HOST", help="the first machine; this one if left out")
-    several.add_argument("--main_process_port", type=int, metavar="PORT", help="29500 if left out")
-    slurm = parser.add_argument_group("--via slurm, in the words of sbatch")
-    slurm.add_argument("--partition", metavar="P")
-    slurm.add_argument("--cpu_partition", metavar="P", help="of stages that need no GPU; --partition if left out")
-    slurm.add_argument("--account", metavar="A")
-    slurm.add_argument("--time", metavar="LIMIT", help="of each job, such as 24:00:00")
-    options, overrides = parser.parse_known_args(argv)
-    from fledge.launching.launch import launch
-
-    return launch(overrides=overrides, **vars(options))
 
 
 def _inspect(argv: Sequence[str]) -> int:

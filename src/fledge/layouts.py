@@ -106,6 +106,9 @@ VALUES: dict[tuple[str, ...], dict[Any, str]] = {
     ("distributed_type",): {
         "MULTI_CPU": "accelerate would run one process; write MULTI_GPU, torchrun's launcher, and use_cpu: true",
     },
+    ("deepspeed_config", "zero3_init_flag"): {
+        True: "a model built in shards begins with other random weights than on one process; write false",
+    },
     ("fsdp_config", "fsdp_version"): {1: "FSDP1 has no float32 reduction per layer; write 2"},
     ("fsdp_config", "fsdp_state_dict_type"): {
         "SHARDED_STATE_DICT": "checkpoints would hold no model that loads; write FULL_STATE_DICT",

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors import safe_open
 
 from fledge.layouts import FAMILIES, find_layout
 
@@ -85,6 +86,9 @@ def test_two_processes_walk_the_curve_of_one(launched: Callable[[str], Workspace
     assert results["parameters"] == workspace.results("alone")["parameters"]
     checkpoint = two / "checkpoint-2"
     assert workspace.json(f"pretrain_{engine}", "checkpoint-2", "layout.json") == {"engine": engine, "processes": 2}
+    with safe_open(one / "model.safetensors", "np") as of_one, safe_open(two / "model.safetensors", "np") as of_two:
+        assert of_one.keys() == of_two.keys()
+        assert {of_two.get_slice(name).get_dtype() for name in of_two.keys()} == {"F32"}  # noqa: SIM118
     # It is the engine it says: each keeps its optimizer's state in a form of its own.
     assert {"zero": list(checkpoint.glob("global_step*")), "fsdp": list(checkpoint.glob("pytorch_model_fsdp.bin"))}[
         FAMILIES[engine]

@@ -83,6 +83,10 @@ def test_run_takes_a_layout_and_refuses_one_that_does_not_divide(mine: Workspace
     assert not (mine.run_folder / "pretrain" / "summary.json").exists()
 
 
+def test_what_is_done_is_done_on_any_layout(mine: Workspace) -> None:
+    assert set(mine.fledge("run", TINY, "--on", "cpu_2proc").steps().values()) == {"unchanged, skipped"}
+
+
 def test_a_stage_that_does_not_train_runs_in_one_process_of_a_launch(workspace: Workspace) -> None:
     launch(workspace, TWO, "prepare", f"{TINY}/prepare.yaml", "--output_dir", "runs/tiny/shared")
 

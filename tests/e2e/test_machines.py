@@ -104,8 +104,8 @@ def test_ray_workers_train_as_two_processes_of_accelerate(workspace: Workspace) 
 
 @pytest.mark.slow
 def test_ray_says_what_a_stage_refuses(workspace: Workspace) -> None:
-    options = ("--per_device_train_batch_size", "3", "--output_dir", "runs/tiny/refused")
+    options = ("--prepared", "runs/tiny/nowhere", "--output_dir", "runs/tiny/refused")
     wrong = workspace.fledge("launch", RECIPE, "--on", "cpu_2proc", "--via", "ray", *options, code=2)
 
-    last = wrong.err.splitlines()[-1]
-    assert last.startswith("fledge: tokens_per_step: 1536 is no multiple of 1152, what 2 process(es) take at once")
+    message = "fledge: prepared: runs/tiny/nowhere holds no manifest.json; run the prepare stage that writes it"
+    assert wrong.err.splitlines().count(message) == 1

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from fledge.arguments import LIBRARY, STAGES
 from fledge.layouts import Layout, find_layout, read_layout
+from fledge.planning.fit import refusal
+from fledge.planning.job import read_jobs
 from fledge.recipe import Recipe, load_recipe
 
 from . import process
@@ -80,6 +82,7 @@ def launch(
     if overrides and not single:
         raise ValueError(f"{shlex.join(overrides)}: a key belongs to one recipe; name a file of {target}")
     own = one_recipe(target, overrides) if single else None
+    check_batches(target, overrides, layout)
     if via == "ray":
         from .ray import train
 
@@ -110,6 +113,17 @@ def one_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     if stage not in STAGES:
         raise ValueError(f"{path}: no recipe; a recipe's name begins with its stage, one of {', '.join(STAGES)}")
     return load_recipe(stage, path, overrides)
+
+
+def check_batches(target: Path, overrides: Sequence[str], layout: Layout) -> None:
+    """Raise ValueError if a step does not divide over the layout: better now than after the wait in a queue."""
+    try:
+        planned = read_jobs(target, overrides)
+    except ValueError:
+        return  # nothing trains, or its model is not known before the stage itself downloads it
+    faults = [f"{job.recipe.path}: on {layout.name}: {fault}" for job in planned if (fault := refusal(job, layout))]
+    if faults:
+        raise ValueError("\n".join(faults))
 
 
 def stages(folder: Path) -> list[Recipe]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fledge.layouts import Layout
 from fledge.recipe import Recipe
+from fledge.training.checkpoints import refuse_other_layout
 
 from . import log_progress
 from .launch import Job
@@ -65,6 +66,8 @@ def train(job: Job) -> int:
             if isinstance(failure, ValueError):
                 raise ValueError(str(failure)) from None
         raise
+    finally:
+        ray.shutdown()  # so that what Ray still has to log comes before our own last word
     return 0
 
 
@@ -100,4 +103,5 @@ def work(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     log_progress()
     recipe: Recipe = job["recipe"]
+    refuse_other_layout(recipe.output_dir)
     import_module(f"fledge.stages.{recipe.stage}").main(recipe)

@@ -137,6 +137,11 @@ def is_finished(recipe: Recipe) -> bool:
     return (recipe.output_dir / SUMMARY).is_file()
 
 
+def makes_data(recipe: Recipe) -> bool:
+    """Whether the stage has no use for a GPU: `pairs` has none where its entries hold both answers already."""
+    return recipe.stage in WITHOUT_DEVICES or (recipe.stage == "pairs" and "model_name_or_path" not in recipe.values)
+
+
 def needed(recipe: Recipe, recipes: Sequence[Recipe]) -> list[Recipe]:
     """`recipe` and the unfinished data stages that it reads from, and those they read from.
 
@@ -147,7 +152,7 @@ def needed(recipe: Recipe, recipes: Sequence[Recipe]) -> list[Recipe]:
     for other in inputs(recipe, list(recipes)):
         if is_finished(other):
             continue
-        if other.stage not in WITHOUT_DEVICES:
+        if not makes_data(other):
             raise ValueError(
                 f"{recipe.path} reads {other.output_dir}, which {other.path} has not finished; launch that first, or "
                 f"all of {recipe.path.parent}"
@@ -165,7 +170,7 @@ def script(job: Job, queue: Queue) -> str:
             f"fledge prepare {recipe.path} first"
         )
     name, logs = re.sub(r"[^\w-]", "-", f"fledge-{recipe.name}"), scripts(recipe) / "logs"
-    on_cpu = layout.use_cpu or recipe.stage in WITHOUT_DEVICES
+    on_cpu = layout.use_cpu or makes_data(recipe)
     options = {
         "job-name": name,
         "partition": (queue.cpu_partition if on_cpu else None) or queue.partition,

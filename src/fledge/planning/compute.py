@@ -1,5 +1,6 @@
 """FLOPs, hours, cost and disk of a training run."""
 
+import math
 from dataclasses import dataclass
 
 from .shape import Shape
@@ -51,5 +52,5 @@ def hours(flops: float, gpus: int, prices: Prices) -> float:
 
 def saves(steps: int, every: float) -> int:
     """Checkpoints that `save_steps` makes; below 1 it is a share of the steps. The last step always saves one."""
-    interval = max(1, round(every * steps) if every < 1 else int(every))
+    interval = math.ceil(every * steps) if every < 1 else int(every)
     return -(-steps // interval)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fledge.layouts import Layout
 
@@ -16,6 +17,8 @@ CARDS = (40, 80, 94, 141)
 
 USABLE = 0.92
 """Share of a card that a plan fills; the rest is for the CUDA context, NCCL and the allocator's gaps (assumed)."""
+
+SYNC_EACH = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 
 
 def accumulation(job: Job, micro_batch: int, processes: int) -> int | None:
@@ -76,24 +79,24 @@ def advice(job: Job, layout: Layout, layouts: Sequence[Layout], card: float) -> 
     if size := largest(job, place, card, job.checkpointing):
         found.append(f"per_device_train_batch_size: {size}, with the same tokens a step")
     if not job.checkpointing and (size := largest(job, place, card, True)):
-        keep = min(_nearest([*micro_batches(job, place.processes)], job.micro_batch) or [size])
-        size = min(size, max(job.micro_batch, keep))
         found.append(
-            f"activation_checkpointing: true, with per_device_train_batch_size {size}: the forward pass is computed "
-            "twice, about a third more work"
+            f"activation_checkpointing: true, with per_device_train_batch_size {min(size, job.micro_batch)}: the "
+            "forward pass is computed twice, about a third more work"
         )
-    if job.has_reference:
-        values = job.recipe.values | {"precompute_ref_log_probs": True}
-        without = replace(job, recipe=replace(job.recipe, values=values))
-        if largest(without, place, card, job.checkpointing):
-            found.append("precompute_ref_log_probs: true: the reference is read once, before training")
+    if place.is_fsdp and fits(_peak(_changed(job, **SYNC_EACH), place), card):
+        found.append(
+            "accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}: gradients are reduced after "
+            "every micro-batch instead of held whole until the last"
+        )
+    if job.has_reference and largest(_changed(job, precompute_ref_log_probs=True), place, card, job.checkpointing):
+        found.append("precompute_ref_log_probs: true: the reference is read once, before training")
     others = [
         other.name
         for other in layouts
         if other.num_processes == layout.num_processes
         and other.name != layout.name
         and refusal(job, other) is None
-        and fits(peak_bytes(job, Place.of(other), job.micro_batch, job.checkpointing), card)
+        and fits(_peak(job, Place.of(other)), card)
     ]
     if others:
         found.append(f"another layout: {', '.join(others)}")
@@ -101,6 +104,14 @@ def advice(job: Job, layout: Layout, layouts: Sequence[Layout], card: float) -> 
     if cards:
         found.append(f"cards of {cards[0]} GB")
     return found or ["nothing of this alone: shard over more GPUs, or shorten the rows"]
+
+
+def _peak(job: Job, place: Place) -> float:
+    return peak_bytes(job, place, job.micro_batch, job.checkpointing)
+
+
+def _changed(job: Job, **values: Any) -> Job:
+    return replace(job, recipe=replace(job.recipe, values=job.recipe.values | values))
 
 
 def _nearest(sizes: list[int], wanted: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The plan of a recipe folder or file as one mapping, ready for JSON."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def stage_plan(
         "activation_checkpointing": job.checkpointing,
         "attention": job.get("attn_implementation"),
         "checkpoints": _checkpoints(job),
-        "layouts": [_layout(job, layout, known, total, prices, card) for layout in layouts],
+        "layouts": [_layout(job, layout, known, (total, per_token), prices, card) for layout in layouts],
         "notes": job.notes,
     }
 
@@ -137,7 +138,7 @@ def _checkpoints(job: Job, engine: str = "ddp") -> dict[str, Any]:
     if strategy != "no":
         made = None if job.steps is None else saves(job.steps, job.get("save_steps"))
         if strategy == "epoch":
-            made = None if job.epochs is None else round(job.epochs + 0.5)
+            made = None if job.epochs is None else math.ceil(job.epochs)
     limit = job.recipe.values.get("save_total_limit")
     at_once = made if limit is None else limit + 1 if made is None else min(made, limit + 1)
     return {
@@ -150,14 +151,21 @@ def _checkpoints(job: Job, engine: str = "ddp") -> dict[str, Any]:
 
 
 def _layout(
-    job: Job, layout: Layout, known: Sequence[Layout], total: float | None, prices: Prices, card: float
+    job: Job,
+    layout: Layout,
+    known: Sequence[Layout],
+    flops: tuple[float | None, float],
+    prices: Prices,
+    card: float,
 ) -> dict[str, Any]:
+    """One layout; `flops` are those of the whole stage, if known, and of a token."""
     place, gpus = Place.of(layout), layout.num_processes
     refused = refusal(job, layout)
     steps = accumulation(job, job.micro_batch, gpus)
     found = {flag: peak(job, place, job.micro_batch, steps or 1, flag) for flag in (False, True)}
     held = found[job.checkpointing]
-    time = None if total is None or layout.use_cpu or refused else hours(total, gpus, prices)
+    priced = not layout.use_cpu and not refused
+    time = hours(flops[0], gpus, prices) if priced and flops[0] is not None else None
     memory = {part: held[part] / GIB for part in ("peak", *PARTS)} | {
         "moment": held["moment"],
         "peak_without_checkpointing": found[False]["peak"] / GIB,
@@ -175,6 +183,7 @@ def _layout(
         "micro_batch": job.micro_batch,
         "accumulation": steps,
         "refused": refused,
+        "tokens_per_second": 1 / hours(flops[1], gpus, prices) / 3600 if priced else None,
         "hours": time,
         "gpu_hours": None if time is None else time * gpus,
         "cost_usd": None if time is None else time * gpus * prices.per_gpu_hour,

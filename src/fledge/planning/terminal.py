@@ -75,7 +75,8 @@ def _facts(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{stage['tokens_per_step']:,} tokens a step = {stage['rows_per_step']:,} {rows} of {stage['row_length']:,}",
     )
     if stage["steps"] is None:
-        yield "length", "not known: the rows are not counted yet; run its prepare stage, or state --max_steps N"
+        what, maker = ("pairs", "pairs") if stage["stage"] == "dpo" else ("rows", "prepare")
+        yield "length", f"not known: its {what} are not counted yet; run the {maker} stage, or state --max_steps N"
     else:
         epochs = f", {stage['epochs']:.2f} epochs" if stage["epochs"] else ""
         yield "length", f"{stage['steps']:,} steps, {stage['total_tokens']:,} tokens{epochs}"
@@ -142,6 +143,8 @@ def _parts(layout: dict[str, Any], ink: Any) -> Iterator[str]:
         cells = round(memory[part] / memory["peak"] * 40)
         yield f"  {part.replace('_', ' '):<18}{memory[part]:>8.2f}  {ink(mark * cells, COLOURS[part])}"
     yield f"  {'together':<18}{memory['peak']:>8.2f}"
+    if layout["tokens_per_second"] is not None:
+        yield f"  {layout['tokens_per_second']:,.0f} tokens/s are what these hours ask for"
     yield (
         f"  {memory['peak_without_checkpointing']:.1f} with activations kept, "
         f"{memory['peak_with_checkpointing']:.1f} with activation_checkpointing; "
@@ -152,7 +155,7 @@ def _parts(layout: dict[str, Any], ink: Any) -> Iterator[str]:
 
 def _basis(made: dict[str, Any]) -> Iterator[str]:
     assumed = made["assumed"]
-    yield f"{MEASURED[0].upper()}{MEASURED[1:]}."
+    yield f"{MEASURED[0].upper()}{MEASURED[1:]}. Activations are those without torch_compile, which keeps fewer."
     yield (
         f"Assumed: {assumed['mfu']:.0%} of {assumed['peak_tflops_per_gpu']:g} TFLOP/s a GPU (--mfu, --tflops), "
         f"US$ {assumed['usd_per_gpu_hour']:.2f} a GPU hour (--price); a card is full at {USABLE:.0%} of it (--card)."

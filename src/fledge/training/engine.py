@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from fledge.layouts import FAMILIES, launched_engine
 from fledge.machine import on_cpu
@@ -30,6 +31,8 @@ def set_up(args: TrainingArguments, bf16: bool) -> None:
             # Accelerate has FSDP for GPUs only and would make DDP of it without a word. torch shards on CPUs too.
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     elif family == "zero":
+        # Until the trainer is there: a model built in ZeRO-3's shards would begin with other random weights.
+        unset_hf_deepspeed_config()
         if bf16:
             # An empty list: no gradient is reduced in bfloat16.
             autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}

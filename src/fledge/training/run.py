@@ -76,6 +76,7 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
         # All steps are done and only the end is missing; the Trainer would take one step more.
         best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
         trainer._load_from_checkpoint(best or str(checkpoint))
+        trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False  # nothing is wrapped: it is saved as it is
         trainer.state = state
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint))

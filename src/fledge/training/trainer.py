@@ -72,6 +72,9 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
+        if state_dict is not None:  # gathered by FSDP or DeepSpeed, which write a tied head a second time
+            tied = getattr(self.model, "all_tied_weights_keys", {})
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
         if folder.name.startswith("checkpoint-") and self.args.should_save:
             write_topology(folder)
