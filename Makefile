@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow lint schema bench-prepare clean
+.PHONY: install demo test slow smoke-all lint schema bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -21,6 +21,9 @@ test: lint  ## the whole test suite
 slow: install  ## the tests that CI leaves out
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,scale]"
 	$(BIN)/python -m pytest -m slow
+
+smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what a nightly run calls
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 0 -m "slow or not slow" tests/e2e/test_smoke.py
 
 bench-prepare: install  ## how fast text becomes rows, beside three usual ways: benchmarks/README.md
 	$(BIN)/python benchmarks/prepare.py

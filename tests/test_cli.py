@@ -161,10 +161,10 @@ def test_our_own_mistakes_keep_their_traceback(fake: Callable[..., list], export
 def test_run(fake: Callable[..., list]) -> None:
     calls = fake("fledge.launching.chain", "run", 3)
     assert main(["run", "recipes/a", "--on", "cpu.yaml", "--from", "prepare_sft"]) == 3
-    assert main(["run", "recipes/a", "--only", "sft"]) == 3
+    assert main(["run", "recipes/a", "--only", "sft", "--smoke"]) == 3
     assert [arguments for arguments, _ in calls] == [
-        (Path("recipes/a"), "cpu.yaml", None, "prepare_sft"),
-        (Path("recipes/a"), None, "sft", None),
+        (Path("recipes/a"), "cpu.yaml", None, "prepare_sft", False),
+        (Path("recipes/a"), None, "sft", None, True),
     ]
 
 

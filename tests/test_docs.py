@@ -16,11 +16,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from fledge import cli
 from fledge.launching.plan import read_folder
 from fledge.layouts import find_layout, read_layout
-from fledge.recipe import load_recipe
+from fledge.overrides import SMOKE_RUNS
+from fledge.recipe import SMOKE, load_recipe
 
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("recipes/*/*.yaml"))
+SMALL = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob(f"recipes/*/{SMOKE}"))
+SHIPPED = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.name != SMOKE)
 FOLDERS = sorted({*RECIPES, Path("tests/e2e/tiny")})
 LAYOUTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("accelerate_configs/*.yaml"))
 DOCUMENTS = sorted(
@@ -180,7 +183,8 @@ def test_stages_of_a_recipe_chain(folder: Path) -> None:
         assert recipe.output_dir not in made, f"{recipe.path} writes where another stage does"
         assert recipe.output_dir.is_relative_to(Path("runs") / folder.name)
         made.append(recipe.output_dir)
-    assert len(made) == len(list(folder.glob("*.yaml"))), "a file whose name begins with no stage"
+    files = [path for path in folder.glob("*.yaml") if path.name != SMOKE]
+    assert len(made) == len(files), "a file whose name begins with no stage"
 
 
 def run_paths(value: object) -> Iterator[Path]:
@@ -192,7 +196,18 @@ def run_paths(value: object) -> Iterator[Path]:
             yield from run_paths(item)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("folder", SMALL, ids=str)
+def test_a_smoke_run_needs_no_hub_and_touches_no_real_run(folder: Path) -> None:
+    for recipe in read_folder(folder, smoke=True):
+        for key in ("tokenizer", "base_tokenizer", "model_name_or_path", "prepared", "pairs", "output_dir"):
+            assert recipe.values.get(key, SMOKE_RUNS).startswith(SMOKE_RUNS), f"{recipe.path}: {key}"
+        entries = [entry for value in recipe.values.values() if isinstance(value, list) for entry in value]
+        paths = [entry["path"] for entry in entries if isinstance(entry, dict) and "path" in entry]
+        assert all(path.startswith(SMOKE_RUNS) for path in paths), f"{recipe.path}: {paths}"
+        assert all(path.startswith(SMOKE_RUNS) for path in recipe.values.get("models", {}).values()), recipe.path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_recipes_are_right_and_point_editors_at_their_schema(path: Path) -> None:
     stage = path.stem.partition("_")[0]
     load_recipe(stage, path.relative_to(ROOT))

@@ -12,7 +12,19 @@ import fledge
 
 SOURCE = Path(fledge.__file__).parent
 FLOORS = [
-    {"__init__", "arguments", "files", "machine", "recipe", "schema", "model", "corpora", "layouts"},
+    {
+        "__init__",
+        "arguments",
+        "corpora",
+        "data_arguments",
+        "files",
+        "layouts",
+        "machine",
+        "model",
+        "overrides",
+        "recipe",
+        "schema",
+    },
     {"data"},
     {"evaluation", "training", "results"},
     {"stages"},

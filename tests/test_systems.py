@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
@@ -16,7 +17,8 @@ from fledge.arguments import STAGES
 from fledge.launching.plan import read_folder
 from fledge.model import register
 from fledge.recipe import Recipe, load_recipe
-from fledge.training.arguments import library_arguments
+from fledge.training.arguments import accumulation, library_arguments
+from fledge.training.lora import lora_config
 from fledge.training.trainer import StageTrainer
 
 
@@ -69,6 +71,20 @@ SYSTEMS = [
         rates={0: 0.0, 48: 2.5e-7, 96: 5e-7, 524: 2.5e-7, 952: 0.0},
     ),
     Stage(
+        "transformer-1b-chat/sft_lora",
+        per_step=262_144,
+        steps=2_180,
+        total=571_473_920,
+        rates={0: 0.0, 33: 1e-4, 66: 2e-4, 1123: 1e-4, 2180: 0.0},
+    ),
+    Stage(
+        "transformer-1b-chat/dpo_lora",
+        per_step=64,
+        steps=952,
+        total=60_928,
+        rates={0: 0.0, 48: 2.5e-6, 96: 5e-6, 524: 2.5e-6, 952: 0.0},
+    ),
+    Stage(
         "lillm/pretrain",
         parameters=39_596_544,
         per_step=524_288,
@@ -85,6 +101,22 @@ SYSTEMS = [
         steps=18_120,
         total=9_500_098_560,
         rates={0: 0.0, 1000: 3e-4, 2000: 6e-4, 10_060: 3.3e-4, 18_120: 6e-5},
+    ),
+    Stage(
+        "prem-1b/pretrain",
+        parameters=1_100_048_384,
+        per_step=4_194_304,
+        steps=286_102,
+        total=1_199_998_763_008,
+        rates={0: 0.0, 14_305: 2e-4, 28_610: 4e-4, 157_356: 2.2e-4, 286_102: 4e-5},
+    ),
+    Stage(
+        "tinyllama-1.1b/pretrain",
+        parameters=1_100_048_384,
+        per_step=2_097_152,
+        steps=1_430_512,
+        total=3_000_001_101_824,
+        rates={0: 0.0, 1000: 2e-4, 2000: 4e-4, 716_256: 2.2e-4, 1_430_512: 4e-5},
     ),
     Stage(
         "tinylm-nanogpt-30m/pretrain",
@@ -130,10 +162,14 @@ SYSTEMS = [
 
 TINYLM = [f"tinylm-{name}" for name in ("nanogpt-30m", "nanogpt-124m", "nanogpt-757m", "mistral-0.4b", "mistral-1b")]
 
+TUNING = "sft sft_lora pairs dpo dpo_lora export export_lora"
+
 CHAINS = {
-    "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain sft pairs dpo export",
+    "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain " + TUNING,
     "lillm": "tokenizer prepare prepare_hard_coded prepare_sft pretrain sft sft_hard_coded export",
     "lillm-300m": "tokenizer prepare pretrain export",
+    "prem-1b": "tokenizer tokenizer_chat prepare prepare_sft pretrain " + TUNING,
+    "tinyllama-1.1b": "tokenizer prepare prepare_sft pretrain " + TUNING,
     **dict.fromkeys(TINYLM, "corpus tokenizer prepare pretrain export"),
 }
 """The stages of a system in the order `fledge run` takes them."""
@@ -157,35 +193,31 @@ def folder_of(stage: Stage) -> dict[str, Recipe]:
     return {str(recipe.output_dir): recipe for recipe in read_folder(Path("recipes", stage.recipe).parent)}
 
 
-def arguments(recipe: Recipe, stage: Stage, per_row: int) -> TrainingArguments:
-    unit = "pairs" if recipe.stage == "dpo" else "tokens"
-    return library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, per_row, unit)[0]
-
-
 @stages
 def test_steps_and_tokens_are_the_same_on_any_number_of_processes(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = read(stage)
-    per_row = 1
-    if recipe.stage != "dpo":
+    unit, per_row = ("pairs", 1) if recipe.stage == "dpo" else ("tokens", 0)
+    if unit == "tokens":
         per_row = folder_of(stage)[recipe.values["prepared"]].values["max_length"]
         assert recipe.values.get("max_length", per_row) == per_row
-    assert recipe.values["pairs_per_step" if recipe.stage == "dpo" else "tokens_per_step"] == stage.per_step
+    at_once = recipe.values["per_device_train_batch_size"] * per_row
     for world in stage.worlds:
         monkeypatch.setenv("WORLD_SIZE", str(world))
-        args = arguments(recipe, stage, per_row)
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        assert rows * per_row == stage.per_step
-        assert args.max_steps == stage.steps and stage.steps * stage.per_step == stage.total
+        times = accumulation(recipe.values[f"{unit}_per_step"], per_row, at_once // per_row, unit)
+        assert at_once * times * world == stage.per_step
+    assert recipe.values["max_steps"] == stage.steps  # stated, so that a plan needs no data
+    assert stage.steps * stage.per_step == stage.total
 
 
 @stages
 def test_the_learning_rate_is_drawn_as_stated(stage: Stage) -> None:
     recipe = read(stage)
-    args = arguments(recipe, stage, 1)
+    unit = "pairs" if recipe.stage == "dpo" else "tokens"
+    args = library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, 1, unit)[0]
     model = torch.nn.Linear(1, 1)
-    trainer = StageTrainer(model=model, args=args)
+    trainer = StageTrainer(model=model, args=args, eval_dataset=[])
     trainer.apply(recipe.own(STAGES[recipe.stage]))
     scheduler = trainer.create_scheduler(stage.steps, torch.optim.SGD(model.parameters(), args.learning_rate))
     rate: Callable[[int], float] = lambda step: args.learning_rate * scheduler.lr_lambdas[0](step)  # noqa: E731
@@ -221,6 +253,29 @@ def test_tinylms_mistrals_have_the_other_count_of_the_source_untied(folder: str,
     assert f"{parameters:,}" in readmes
 
 
+@pytest.mark.parametrize(
+    ("folder", "parameters"),
+    [("transformer-1b-chat", 12_660_736), ("tinyllama-1.1b", 12_615_680), ("prem-1b", 12_615_680)],
+)
+def test_adapters_have_the_parameters_they_state(folder: str, parameters: int) -> None:
+    for name in ("sft_lora", "dpo_lora"):
+        path = Path("recipes", folder, f"{name}.yaml")
+        recipe = load_recipe(name.partition("_")[0], path)
+        stated = load_recipe("pretrain", path.with_name("pretrain.yaml")).values["model_config"]
+        register()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model("fledge", **stated))
+            adapted = get_peft_model(model, lora_config(recipe, recipe.own(STAGES[recipe.stage]), model))
+        assert adapted.num_parameters(only_trainable=True) == parameters
+        for document in (path, path.with_name("README.md")):
+            assert f"{parameters:,}" in document.read_text(encoding="utf-8")
+        # A variant differs from its stage in the adapter, the rate, and where it reads and writes.
+        own = load_recipe(recipe.stage, path.with_name(f"{recipe.stage}.yaml")).values
+        keys = {"use_peft", "learning_rate", "model_name_or_path", "output_dir"}
+        differs = {key for key in recipe.values.keys() | own.keys() if recipe.values.get(key) != own.get(key)}
+        assert {key for key in differs if not key.startswith("lora_")} <= keys
+
+
 @pytest.mark.parametrize("folder", CHAINS)
 def test_the_stages_of_a_system_follow_each_other(folder: str) -> None:
     assert [recipe.name for recipe in read_folder(Path("recipes", folder))] == CHAINS[folder].split()
@@ -238,3 +293,37 @@ def test_the_special_tokens_of_lillm_have_the_ids_of_the_source() -> None:
         keys = load_recipe("tokenizer", Path("recipes", folder, "tokenizer.yaml")).values
         ids = [keys["pad_token"], keys["bos_token"], keys["eos_token"], *keys["special_tokens"]]
         assert ids == ["<unk>", "<s>", "</s>", *(f"<r{number}>" for number in range(13))]
+
+
+def test_prem_s_chat_model_has_four_tokens_more() -> None:
+    folder = {recipe.name: recipe for recipe in read_folder(Path("recipes/prem-1b"))}
+    assert folder["sft"].values["tokenizer"] == str(folder["tokenizer_chat"].output_dir)
+    register()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("fledge", **folder["pretrain"].values["model_config"])
+        )
+        model.resize_token_embeddings(folder["tokenizer_chat"].values["vocab_size"], mean_resizing=False)
+    assert model.num_parameters() == 1_100_064_768
+
+
+@pytest.mark.parametrize(("name", "world"), [("prem-1b", 1), ("prem-1b", 8), ("prem-1b", 16), ("tinyllama-1.1b", 16)])
+def test_sft_and_dpo_divide_over_all_layouts(name: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    folder = {recipe.name: recipe for recipe in read_folder(Path("recipes", name))}
+    for stage, key, per_row in (("sft", "tokens_per_step", "max_length"), ("dpo", "pairs_per_step", None)):
+        values = folder[stage].values
+        rows = values[per_row] if per_row else 1
+        accumulated = accumulation(values[key], rows, values["per_device_train_batch_size"], "rows")
+        assert accumulated * world * values["per_device_train_batch_size"] * rows == values[key]
+
+
+@pytest.mark.parametrize("name", ["prem-1b", "tinyllama-1.1b"])
+def test_slimpajama_is_read_without_its_code(name: str) -> None:
+    prepare = load_recipe("prepare", Path("recipes", name, "prepare.yaml")).values
+    kept = [
+        entry["filter"]["meta.redpajama_set_name"] for entry in [prepare["datasets"][0], *prepare["eval_datasets"]]
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 6 and "RedPajamaGithub" not in kept[0]
+    weights = [entry["weight"] for entry in prepare["datasets"] if "weight" in entry]
+    assert weights in ([], [0.693584, 0.306416]) and sum(weights) in (0, pytest.approx(1))

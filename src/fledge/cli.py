@@ -87,7 +87,8 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     from fledge.arguments import LIBRARY
     from fledge.recipe import load_recipe
 
-    recipe = load_recipe(stage, argv[0], argv[1:])
+    overrides = [word for word in argv[1:] if word != "--smoke"]
+    recipe = load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv)
     if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
         return 0  # only training is shared work; the launch's first process does the rest alone
     if stage in LIBRARY:
@@ -113,10 +114,11 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--on", metavar="LAYOUT", help="where it runs: a file, or one of accelerate_configs/")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone, for instance prepare_sft")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="begin with this stage")
+    parser.add_argument("--smoke", action="store_true", help="shrunk by the folder's smoke.yaml, into runs/smoke/")
     arguments = parser.parse_args(argv)
     from fledge.launching.chain import run
 
-    return run(arguments.folder, arguments.on, arguments.only, arguments.start)
+    return run(arguments.folder, arguments.on, arguments.only, arguments.start, arguments.smoke)
 
 
 def _inspect(argv: Sequence[str]) -> int:
@@ -173,7 +175,7 @@ def _help() -> str:
     return f"""fledge raises a small language model.
 
   fledge STAGE RECIPE.yaml [--key value ...]
-  fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE]
+  fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE] [--smoke]
   accelerate launch --config_file LAYOUT.yaml -m fledge STAGE RECIPE.yaml [--key value ...]
 
 Stages, in order:

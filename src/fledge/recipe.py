@@ -1,9 +1,8 @@
 """A recipe file and the command line, checked as a whole before anything heavy is imported."""
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,9 +10,10 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from fledge.arguments import STAGES
+from fledge.overrides import COMMAND_LINE, SMOKE_RUNS, Lines, Place, Section, apply_command_line, moved, sections
 from fledge.schema import load
-from fledge.schema.check import Fault, dotted, expected, faults, kinds, redacted, suggestion
-from fledge.schema.document import Document, Lines
+from fledge.schema.check import Fault, dotted, faults, redacted, suggestion
+from fledge.schema.document import Document
 from fledge.schema.names import SECRETS
 
 
@@ -23,8 +23,8 @@ MAX_BYTES = 100_000
 INPUT_FILES = ("chat_template", "from_file")
 """Keys whose file no stage makes, so that it can be missed before anything runs."""
 
-COMMAND_LINE = sys.maxsize
-"""Stands for the line of what was stated on the command line; it sorts last."""
+SMOKE = "smoke.yaml"
+"""Beside the recipes of a folder: what `--smoke` changes in each of them, by their names."""
 
 
 class RecipeError(ValueError):
@@ -33,13 +33,18 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file and the command line state for one stage, typed and checked."""
+    """What a recipe file and the command line state for one stage, typed and checked.
+
+    `shrunk` is what smoke.yaml changed: dotted key -> the value before and after, None where there is none.
+    """
 
     stage: str
     name: str
     path: Path
     values: dict[str, Any]
     sources: dict[str, str]
+    smoke: bool = False
+    shrunk: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def own(self, cls: type) -> Any:
         """An instance of fledge's dataclass of this stage, its defaults filled in."""
@@ -56,22 +61,61 @@ class Recipe:
         return Path(self.values["output_dir"])
 
 
-def load_recipe(stage: str, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(stage: str, path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
     """Read `path` for `stage`, with `overrides` as they stood on the command line (`--key value`, `--key=value`).
 
+    Args:
+        smoke: apply what smoke.yaml in the same folder says of this recipe, and move every path below runs/ to
+            runs/smoke/. A recipe that only smoke.yaml has is named as if it were a file.
+
     Raises:
-        RecipeError: everything that is wrong with the file and the overrides, each fault with its line and the fix.
+        RecipeError: everything that is wrong with the files and the overrides, each fault with its line and the fix.
     """
     path = Path(path)
-    _check_name(stage, path)
-    document = read_document(path)
-    schema, values, lines = load(stage), document.value, document.lines
-    found = [*document.faults, *_apply(overrides, schema, values, lines)]
+    small = read_smoke(path.parent).get(path.stem) if smoke else None
+    only_small = small is not None and not path.exists()
+    _check_name(stage, path, is_there=path.exists() or only_small)
+    document = Document("{}") if only_small else read_document(path)
+    schema, values, found = load(stage), document.value, [*document.faults]
+    lines: Lines = {**document.lines, **({(): small.place} if only_small else {})}
+    shrunk = small.changes(values) if small and not only_small else {}
+    if small:
+        found += small.apply(values, lines)
+    plain, values = values, moved(values) if smoke else values
+    elsewhere = [key for key in values if values[key] != plain[key]]
+    found += apply_command_line(overrides, schema, values, lines)
     found += faults(values, schema)
     found += _missing_files(values)
+    if smoke and not str(values.get("output_dir", SMOKE_RUNS)).startswith(SMOKE_RUNS):
+        found += [Fault(("output_dir",), f"a smoke run writes below {SMOKE_RUNS} alone; name a folder there")]
     if found:
         raise RecipeError("\n".join(messages(found, path, lines)))
-    return Recipe(stage, path.stem, path, values, {key: _source(key, path, lines) for key in values})
+    sources = {key: _source(key, path, lines) for key in values}
+    sources |= {key: f"{sources[key]}, moved to {SMOKE_RUNS}" for key in elsewhere if lines[key,] != COMMAND_LINE}
+    return Recipe(stage, path.stem, path, values, sources, smoke, shrunk)
+
+
+def read_smoke(folder: Path) -> dict[str, Section]:
+    """What the smoke.yaml of a recipe folder says of each recipe, by the recipe's name.
+
+    Raises:
+        RecipeError: there is none, or what is wrong with its form; its values are checked with their recipes.
+    """
+    path = folder / SMOKE
+    if not path.is_file():
+        raise RecipeError(
+            f"{path}: no such file; --smoke needs one, which says how to shrink each recipe of the folder"
+        )
+    document = read_document(path)
+    found = list(document.faults)
+    for name, values in document.value.items():
+        if (stage := name.partition("_")[0]) not in STAGES:
+            found.append(Fault((name,), f"begins with no stage{suggestion(stage, STAGES)}"))
+        elif not isinstance(values, dict):
+            found.append(Fault((name,), "write `key: value` lines below it"))
+    if found:
+        raise RecipeError("\n".join(messages(found, path, {**document.lines})))
+    return sections(document, str(path))
 
 
 def resolved(recipe: Recipe, library_values: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -112,8 +156,8 @@ def read_document(path: Path) -> Document:
     return document
 
 
-def _check_name(stage: str, path: Path) -> None:
-    if not path.exists():
+def _check_name(stage: str, path: Path, is_there: bool) -> None:
+    if not is_there:
         raise RecipeError(f"{path}: no such file{_nearest_file(path)}")
     if path.is_dir():
         raise RecipeError(f"{path}: a folder; name one of its files, or run them all with fledge run {path}")
@@ -148,72 +192,6 @@ def _syntax_fault(error: yaml.YAMLError, text: str) -> str:
     return f"{line}: not YAML: {_printable(problem)}"
 
 
-def _apply(overrides: Sequence[str], schema: dict[str, Any], values: dict[str, Any], lines: Lines) -> Iterator[Fault]:
-    """Put the overrides into `values` and mark their paths in `lines`; yields those that cannot be understood."""
-    seen = set()
-    for key, text in _pairs(overrides):
-        path = tuple(key.removeprefix("--").split("."))
-        part = schema
-        for name in path:
-            part = part.get("properties", {}).get(name, {})
-        if not key.startswith("--"):
-            yield Fault((), f"{key}: not understood; options are written --key value", COMMAND_LINE)
-        elif path in seen:
-            yield Fault(path, "given twice; keep one", COMMAND_LINE)
-        elif text is None and part and "boolean" not in kinds(part):
-            yield Fault(path, f"needs a value: {expected(part)}", COMMAND_LINE)
-        else:
-            try:
-                _put(values, lines, path, True if text is None else _parsed(text, part))
-            except yaml.YAMLError as error:
-                yield Fault(path, f"not YAML: {getattr(error, 'problem', error)}", COMMAND_LINE)
-        seen.add(path)
-
-
-def _put(values: dict[str, Any], lines: Lines, path: tuple[str, ...], value: Any) -> None:
-    for below in [place for place in lines if place[: len(path)] == path]:
-        del lines[below]
-    for depth, name in enumerate(path[:-1], 1):
-        if not isinstance(values.get(name), dict):
-            values[name] = {}
-            lines[path[:depth]] = COMMAND_LINE
-        values = values[name]
-    values[path[-1]] = value
-    lines[path] = COMMAND_LINE
-
-
-def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """`--key value`, `--key=value` and bare `--key` as (`--key`, value or None); a stray word as (word, None)."""
-    rest = list(overrides)
-    while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if key.startswith("--") and not equals and rest and not rest[0].startswith("--"):
-            yield key, rest.pop(0)
-        else:
-            yield key, value if equals else None
-
-
-def _parsed(text: str, schema: dict[str, Any]) -> Any:
-    """A command line value by the types its key takes; what fits none stays text and fails the check."""
-    allowed = kinds(schema)
-    if text == "null" and "null" in allowed:
-        return None
-    if "boolean" in allowed and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if allowed & {"integer", "number"}:
-        for number in (int, float):
-            try:
-                return number(text)
-            except ValueError:
-                continue
-    if not allowed or (allowed & {"array", "object"} and text[:1] in ("[", "{")):
-        document = Document(text)
-        if document.faults:
-            raise yaml.YAMLError(document.faults[0].message)
-        return document.value
-    return text
-
-
 def _missing_files(values: dict[str, Any]) -> Iterator[Fault]:
     for key in INPUT_FILES:
         name = values.get(key)
@@ -227,15 +205,22 @@ def _nearest_file(path: Path) -> str:
 
 def messages(found: list[Fault], path: Path, lines: Lines) -> list[str]:
     """The faults of a file as lines of text, in the order of their lines: `path:line: key: what and the fix`."""
-    placed = sorted((fault.line or _line(fault.path, lines), dotted(fault.path), fault.message) for fault in found)
+
+    def placed(fault: Fault) -> tuple[Place, str, str]:
+        return _place(fault.line or _line(fault.path, lines), path), dotted(fault.path), fault.message
+
     texts = []
-    for line, key, message in placed:
-        where, dashes = ("command line", "--") if line == COMMAND_LINE else (f"{path}:{line}", "")
-        texts.append(_printable(f"{where}: {dashes + key + ': ' if key else ''}{message}"))
+    for place, key, message in sorted(map(placed, found)):
+        dashes = "--" if place == COMMAND_LINE else ""
+        texts.append(_printable(f"{place.name}: {dashes + key + ': ' if key else ''}{message}"))
     return list(dict.fromkeys(texts))
 
 
-def _line(path: tuple[str | int, ...], lines: Lines) -> int:
+def _place(line: int | Place, path: Path) -> Place:
+    return line if isinstance(line, Place) else Place(0, line, f"{path}:{line}")
+
+
+def _line(path: tuple[str | int, ...], lines: Lines) -> int | Place:
     """The line of `path`, or of what holds it: a missing key has none of its own."""
     while path not in lines:
         path = path[:-1]
@@ -243,10 +228,11 @@ def _line(path: tuple[str | int, ...], lines: Lines) -> int:
 
 
 def _source(key: str, path: Path, lines: Lines) -> str:
-    if lines[key,] == COMMAND_LINE:
-        return "command line"
-    nested = any(place[0] == key and line == COMMAND_LINE for place, line in lines.items() if place)
-    return f"{path}:{lines[key,]}" + (" and command line" if nested else "")
+    """Where the key stands and, of a mapping, the first place in each layer above that changed something in it."""
+    places = sorted(_place(line, path) for place, line in lines.items() if place[:1] == (key,))
+    own = _place(lines[key,], path)
+    above = {place.layer: place.name for place in reversed(places) if place.layer > own.layer}
+    return " and ".join([own.name, *(above[layer] for layer in sorted(above))])
 
 
 def _instance(hint: Any, value: Any) -> Any:

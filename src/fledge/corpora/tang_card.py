@@ -61,7 +61,7 @@ conversations and as requests. Whether an answer keeps to the form asked for can
 {shapes}
 
 A body has one couplet a text line, "A，B。", and nothing else.
-
+{cut_short}
 ## Source and licence
 
 npm package `{package}` {version}, files `dist/quantangshi/poet.tang.*.json` and
@@ -164,7 +164,9 @@ def write_card(path: Path, counts: dict[str, Any], chats: Sequence[dict[str, Any
         (split, *(found.get(form, 0) for form in FORMS), counts["without_usable_title"][split])
         for split, found in counts["forms"].items()
     ]
+    most = counts["max_documents"]
     body = _BODY.format(
+        cut_short=f"\nCut short: at most {most} documents of each source and split.\n" if most else "",
         **counts["source"],
         shapes=_table((form, *shape) for form, shape in FORMS.items()),
         files=_table((f"`{name}.parquet`", number) for name, number in rows.items()),

@@ -16,28 +16,36 @@ from fledge.recipe import Recipe
 from fledge.results.report import headlines
 from fledge.results.report import write as write_report
 
-from .plan import STATE, fingerprint, inputs, is_done, read_folder, result_files, state_of
+from .plan import STATE, fingerprint, inputs, is_done, is_variant, read_folder, result_files, state_of
 from .process import launch
 
 
-def run(folder: Path, on: str | None, only: str | None, start: str | None) -> int:
+def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke: bool = False) -> int:
     """Run the stages of `folder`; returns the exit code of the first that fails, or 0.
 
     Args:
         on: the layout, a file or the name of one in accelerate_configs/; its cpu.yaml if None.
         only: name of the one stage to run, done or not.
         start: name of the stage to begin with; it and everything after it runs, done or not.
+        smoke: shrink every stage as the folder's smoke.yaml says, and write below runs/smoke/. Variants run as well.
     """
     began = time.time()
-    recipes = read_folder(folder)
+    recipes = read_folder(folder, smoke)
+    variants = [recipe.name for recipe in recipes if is_variant(recipe.name) and recipe.name != only and not smoke]
+    recipes = [recipe for recipe in recipes if recipe.name not in variants]
     layout = find_layout(on or folder.resolve().parent.parent / "accelerate_configs" / "cpu.yaml")
     read_layout(layout)
     names = [recipe.name for recipe in recipes]
     for name in (only, start):
         if name is not None and name not in names:
-            raise ValueError(f"{name}: no stage of {folder}; its stages are {', '.join(names)}")
+            named = f"; --only also takes {', '.join(variants)}" if variants else ""
+            raise ValueError(f"{name}: no stage of {folder}; its stages are {', '.join(names)}{named}")
 
     home = Path(os.path.commonpath([recipe.output_dir for recipe in recipes]))
+    if smoke:
+        say_what_shrank(recipes, home)
+    if variants:
+        say(f"variants, run by --only: {', '.join(variants)}")
     prints: dict[str, str] = {}
     stages: list[dict[str, Any]] = []
     for index, recipe in enumerate(recipes):
@@ -59,6 +67,27 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None) -> in
             stages.append({"name": recipe.name, "stage": recipe.stage, **measured, "skipped": skipped})
     finish(folder, home, layout, stages, began)
     return 0
+
+
+def say_what_shrank(recipes: list[Recipe], home: Path) -> None:
+    """Say that this is a smoke run, and every value that smoke.yaml changed."""
+    say(f"a smoke run: shrunk until every stage fits a CPU; what it measures means nothing. It writes {home}")
+    for recipe in recipes:
+        changes = (f"{key} {shown(old)} -> {shown(new)}" for key, (old, new) in recipe.shrunk.items())
+        whole = "" if recipe.path.exists() else "only in a smoke run"
+        if text := ", ".join(changes) or whole:
+            say(f"  {recipe.name}: {text}")
+
+
+def shown(value: Any) -> str:
+    """A recipe's value in a few characters."""
+    if isinstance(value, list) and len(value) == 1:
+        return shown(value[0].get("path", value[0]) if isinstance(value[0], dict) else value[0])
+    if isinstance(value, list | dict):
+        return f"{len(value)} entries"
+    if isinstance(value, bool | None):
+        return "nothing" if value is None else str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) -> tuple[dict[str, Any], int]:

@@ -9,18 +9,23 @@ from typing import Any
 import fledge
 from fledge.arguments import STAGES
 from fledge.files import read_json
-from fledge.recipe import Recipe, RecipeError, load_recipe
+from fledge.recipe import Recipe, RecipeError, load_recipe, read_smoke
 
 
 STATE = "chain.json"
 """In a stage's output_dir: the fingerprint it was started with and, once it is done, its files."""
 
+VARIANT = "_lora"
+
 OWN_FILES = {STATE, "recipe.json", "versions.json", "metrics.jsonl", "summary.json"}
 """Files that describe a stage; what others read are the rest."""
 
 
-def read_folder(folder: Path) -> list[Recipe]:
-    """The recipes of a folder, those that make something before those that read it.
+def read_folder(folder: Path, smoke: bool = False) -> list[Recipe]:
+    """The recipes of a folder, those that make something before those that read it; variants too.
+
+    Args:
+        smoke: shrunk by smoke.yaml, and with the recipes that it alone has.
 
     Raises:
         ValueError: no folder, no recipe in it, or everything that is wrong with any of them.
@@ -32,16 +37,23 @@ def read_folder(folder: Path) -> list[Recipe]:
         raise ValueError(
             f"{folder} holds no recipe: its files are named STAGE.yaml, with STAGE one of {', '.join(STAGES)}"
         )
+    if smoke:
+        paths = sorted({*paths, *(folder / f"{name}.yaml" for name in read_smoke(folder))})
     recipes, faults = [], []
     for path in paths:
         try:
-            recipes.append(load_recipe(path.stem.partition("_")[0], path))
+            recipes.append(load_recipe(path.stem.partition("_")[0], path, smoke=smoke))
         except RecipeError as error:
             faults.append(str(error))
     if faults:
         raise RecipeError("\n".join(faults))
     order = list(STAGES)
     return list(_sorted(sorted(recipes, key=lambda recipe: (order.index(recipe.stage), recipe.name))))
+
+
+def is_variant(name: str) -> bool:
+    """Whether a recipe of this name is another way through a stage, `sft_lora` of `sft`: it runs if it is named."""
+    return name.endswith(VARIANT)
 
 
 def _sorted(recipes: list[Recipe]) -> Iterator[Recipe]:
@@ -101,6 +113,7 @@ def _code_hash(stage: str) -> str:
     root = Path(fledge.__file__).parent
     rooms = (
         "arguments.py",
+        "data_arguments.py",
         "files.py",
         "layouts.py",
         "machine.py",

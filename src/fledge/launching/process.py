@@ -37,13 +37,13 @@ class Outcome:
 
 
 def launch(recipe: Recipe, layout: Path) -> Outcome:
-    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE` to its end."""
+    """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE [--smoke]` to its end."""
     command = [sys.executable]
     if recipe.stage not in WITHOUT_DEVICES:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
         command += ["--num_cpu_threads_per_process", str(threads(layout))]  # accelerate warns if it has to guess
         command += ["--config_file", str(layout)]
-    command += ["-m", "fledge", recipe.stage, str(recipe.path)]
+    command += ["-m", "fledge", recipe.stage, str(recipe.path), *(["--smoke"] if recipe.smoke else [])]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment = {**ALLOCATOR, **os.environ, EXIT_CODE_FILE: str(code_file)}

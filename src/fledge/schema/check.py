@@ -33,11 +33,11 @@ _NOUNS = {
 
 
 class Fault(NamedTuple):
-    """A mistake in a recipe: where in the mapping, what is wrong, and the line if it is not that of the path."""
+    """A mistake in a recipe: where in the mapping, what is wrong, and the line or place if it is not the path's."""
 
     path: tuple[str | int, ...]
     message: str
-    line: int | None = None
+    line: Any = None
 
 
 def dotted(path: tuple[str | int, ...]) -> str:

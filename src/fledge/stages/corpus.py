@@ -16,5 +16,5 @@ def main(recipe: Recipe) -> None:
     keys = recipe.own(CorpusArguments)
     corpus = load_corpus(keys.corpus)
     record = Record(recipe)
-    counts = corpus.build(recipe.output_dir, Path(keys.from_file) if keys.from_file else None)
+    counts = corpus.build(recipe.output_dir, Path(keys.from_file) if keys.from_file else None, keys.max_documents)
     record.finish(**counts)

@@ -93,7 +93,7 @@ def check_lengths(
         cut += sum(length > limit for length in lengths.values())
     if cut:
         logger.warning(
-            "pairs: %d of %d sides are cut at max_length %s, their stop token with them",
+            "pairs: %d of %d sides are cut at %s tokens, their stop token with them",
             cut,
             2 * len(pairs),
             max_length,

@@ -13,7 +13,7 @@ from fledge.data.load import load_model, load_tokenizer
 from fledge.data.prepared import as_hugging_face, load_prepared
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
-from fledge.training.lora import lora_config
+from fledge.training.lora import lora_config, show_bias
 from fledge.training.run import finish, keep, speed_up, start, train
 from fledge.training.trainer import StageTrainer
 from fledge.training.vocabulary import replace_tokenizer
@@ -39,12 +39,11 @@ def main(recipe: Recipe) -> None:
     if keys.tokenizer:
         known, tokenizer = tokenizer, load_tokenizer(keys.tokenizer, "tokenizer")
         require(preflight(tokenizer))
-        replace_tokenizer(model, known, tokenizer, keys.tokenizer)
-        new_tokens = sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values()))
+        new_tokens = replace_tokenizer(model, known, tokenizer, keys.tokenizer)
     adapter = lora_config(recipe, keys, model, new_tokens)
+    require(preflight(tokenizer, model.config, model.generation_config, manifest))
     if adapter and new_tokens:  # the adapter's folder names the model it stands on, so that has to be on disk
         keep(model, tokenizer, recipe.output_dir / "start")
-    require(preflight(tokenizer, model.config, model.generation_config, manifest))
 
     # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
     # conversations to apply assistant_only_loss to.
@@ -59,6 +58,7 @@ def main(recipe: Recipe) -> None:
         processing_class=tokenizer,
         peft_config=adapter,
     )
+    show_bias(model)
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
     trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)

@@ -61,6 +61,13 @@ def lora_config(
     )
 
 
+def show_bias(model: PreTrainedModel) -> None:
+    """Say that a head has no bias: PEFT's wrapper, which trains some of its rows, hides that from TRL's fused head."""
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None
+
+
 def _vocabulary(model: PreTrainedModel) -> list[str]:
     """The last names of the modules with a row for each token: the embedding, and the head where it is not tied."""
     rows = {id(model.get_input_embeddings().weight): model.get_input_embeddings()}

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def replace_tokenizer(
     model: PreTrainedModel, old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, folder: str
-) -> int:
+) -> list[int]:
     """Make `model` a model of `new`: rows for its tokens, and its special tokens in config and generation_config.
 
     A new token's rows, in the embedding and in the head, begin at the mean of all that `old` has, so that it is as
@@ -24,7 +24,7 @@ def replace_tokenizer(
         folder: of `new`, for messages.
 
     Returns:
-        How many tokens are new.
+        The ids of the tokens that are new.
 
     Raises:
         ValueError: `new` lacks a token of `old`, or knows it by another id.
@@ -59,4 +59,4 @@ def replace_tokenizer(
         before,
         model.config.get_text_config().vocab_size,
     )
-    return len(added)
+    return added
