@@ -159,6 +159,14 @@ def test_pretraining_and_export_keep_the_architecture(
     assert exported.config.to_diff_dict().get("resid_pdrop", 0.1) == dropout.get("resid_pdrop", 0.1)
 
 
+def test_gpt2_begins_as_nanogpt_does(make: Callable[..., PreTrainedModel]) -> None:
+    # What writes into the residual stream is narrower by sqrt(2 x layers): transformers' own initialisation, kept.
+    for name, weight in make("gpt2").named_parameters():
+        if weight.ndim == 2:
+            narrow = 0.1 / (2 * 2) ** 0.5 if name.endswith("c_proj.weight") else 0.1
+            assert weight.std().item() == pytest.approx(narrow, rel=0.1), name
+
+
 def test_muon_takes_the_matrices_of_llamas_line_and_refuses_those_of_gpt2(
     make: Callable[..., PreTrainedModel], stated: Callable[..., Any]
 ) -> None:

@@ -93,11 +93,13 @@ def test_the_sets_of_the_hub_become_one_list_of_pairs(hub: list[dict[str, Any]],
     counts = {"ultrafeedback": 40, "orca": 30, "oasst2": 20}
     assert results["made"] == Counter(pair["made"] for pair in train + heldout) == counts
     assert results["pairs"] == len(train) + len(heldout) == results["rows"] == 90 and results["met"] == {}
-    rows = [(), *(("You are an AI assistant. You will be given a task.",) for _ in range(1))]
+    system = [(), ("You are an AI assistant. You will be given a task.",)]
     expected = [
         (u["prompt"], *(u[s][-1]["content"] for s in ("chosen", "rejected"))) for u in map(ultrafeedback, range(40))
     ]
-    expected += [(*rows[i % 2], o["question"], o["chosen"], o["rejected"]) for i, o in enumerate(map(orca, range(30)))]
+    expected += [
+        (*system[i % 2], o["question"], o["chosen"], o["rejected"]) for i, o in enumerate(map(orca, range(30)))
+    ]
     expected += [(oasst2(i)["prompt"], "The Rhine, and others.", "None.") for i in range(30) if i % 3]
     assert sorted(map(said, train + heldout)) == sorted(expected)
     for pair in train + heldout:
@@ -120,7 +122,7 @@ def test_weights_are_shares_of_the_pairs(hub: list[dict[str, Any]], tmp_path: Pa
     train, heldout, _ = made(tmp_path, hub, heldout_ratio=0.05, seed=3)
     counts = Counter(pair["made"] for pair in train)
     whole = Counter(pair["made"] for pair in train + heldout)
-    assert counts["orca"] == pytest.approx(len(train) / 4, abs=1) and counts["oasst2"] == counts["orca"]
+    assert counts["orca"] == pytest.approx(len(train) / 4, abs=1) and abs(counts["oasst2"] - counts["orca"]) <= 1
     assert counts["ultrafeedback"] == pytest.approx(len(train) / 2, abs=1)
     assert len({said(pair) for pair in train if pair["made"] == "oasst2"}) < counts["oasst2"]  # some of them twice
     assert whole["orca"] >= 30

@@ -360,7 +360,7 @@ def test_a_share_of_the_rows_is_held_out_by_their_words(
 ) -> None:
     rows = [*texts(200), *texts(20)]  # twenty of them twice
     entry = {"path": str(write_lines(tmp_path / "all.jsonl", rows)), "weight": 1.0}
-    stated = {"datasets": [entry], "eval_datasets": [], "contamination": "drop"}
+    stated = {"datasets": [entry], "eval_datasets": [], "contamination": "off"}
     made = mixed("split", **stated, heldout_ratio=0.25)
     ids = {tuple(tokenizer(row["text"], add_special_tokens=False)["input_ids"]): row["text"] for row in rows}
     sides = [{ids[tuple(i[1:-1])] for i, _ in documents_in(tmp_path / "split", name)} for name in ("train", "eval")]
@@ -368,6 +368,9 @@ def test_a_share_of_the_rows_is_held_out_by_their_words(
     assert not sides[0] & sides[1] and sides[0] | sides[1] == {row["text"] for row in rows}
     assert made["train"]["documents"] + made["eval"]["documents"] == 220
     assert 30 <= len(sides[1]) <= 72  # 50 of 200, within 3.5 standard deviations
+    screened = mixed("screened", **{**stated, "contamination": "drop"}, heldout_ratio=0.25)
+    assert screened["eval"]["documents"] == made["eval"]["documents"]
+    assert screened["train"]["documents"] < made["train"]["documents"]  # the held-out share is looked for, too
     with pytest.raises(ValueError, match=r"eval: no document is left of 0 rows.*; raise heldout_ratio$"):
         mixed("none", **stated, heldout_ratio=1e-9)
     with pytest.raises(ValueError, match="heldout_ratio: eval_datasets names held-out rows already"):

@@ -62,6 +62,11 @@ FAULTS = [
     ("pretrain", "packing: true", "packing: no key of this stage; it belongs in sft.yaml"),
     ("sft", "datasets: []", "datasets: no key of this stage; it belongs in tokenizer.yaml or prepare.yaml"),
     ("pretrain", "lr_scheduler_kwargs: {powr: 1}", "lr_scheduler_kwargs.powr: unknown key; did you mean power?"),
+    (
+        "pretrain",
+        "lr_scheduler_kwargs: {decay_type: 1-sqr}",
+        'lr_scheduler_kwargs.decay_type: "1-sqr" is not one of linear, cosine, 1-sqrt; did you mean 1-sqrt?',
+    ),
     ("prepare", "eval_datasets:\n  - pth: a", "eval_datasets[0].pth: unknown key; did you mean path?"),
     (
         "prepare",

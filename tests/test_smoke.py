@@ -178,7 +178,7 @@ def test_a_smoke_run_says_how_much_it_was_shrunk(capsys: pytest.CaptureFixture[s
 
     assert capsys.readouterr().out.splitlines()[1:] == [
         "  corpus: only in a smoke run",
-        "  prepare: datasets 2 entries -> 1 entry, max_length 2,048 -> 64",
+        "  prepare: datasets 2 entries -> runs/smoke/big/corpus/documents/wiki/train.parquet, max_length 2,048 -> 64",
         "  pretrain: model_config.num_hidden_layers 22 -> 2, model_config.rope_parameters.rope_theta 10000.0 -> "
         "100.0, tokens_per_step 1,048,576 -> 512, max_steps 19,070 -> 3, gradient_checkpointing true -> nothing",
     ]

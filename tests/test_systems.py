@@ -16,7 +16,7 @@ from fledge.arguments import STAGES
 from fledge.launching.plan import read_folder
 from fledge.model import register
 from fledge.recipe import Recipe, load_recipe
-from fledge.training.arguments import library_arguments
+from fledge.training.arguments import accumulation, library_arguments
 from fledge.training.trainer import StageTrainer
 
 
@@ -86,12 +86,55 @@ SYSTEMS = [
         total=9_500_098_560,
         rates={0: 0.0, 1000: 3e-4, 2000: 6e-4, 10_060: 3.3e-4, 18_120: 6e-5},
     ),
+    Stage(
+        "tinylm-nanogpt-30m/pretrain",
+        parameters=30_062_592,
+        per_step=16_384,
+        steps=5_000,
+        total=81_920_000,
+        rates={0: 0.0, 50: 5e-4, 100: 1e-3, 2550: 5.5e-4, 5000: 1e-4},
+    ),
+    Stage(
+        "tinylm-nanogpt-124m/pretrain",
+        parameters=123_886_080,
+        per_step=16_384,
+        steps=5_000,
+        total=81_920_000,
+        rates={0: 0.0, 50: 5e-4, 100: 1e-3, 2550: 5.5e-4, 5000: 1e-4},
+    ),
+    Stage(
+        "tinylm-nanogpt-757m/pretrain",
+        parameters=757_619_712,
+        per_step=16_384,
+        steps=5_000,
+        total=81_920_000,
+        rates={0: 0.0, 125: 1.25e-4, 250: 2.5e-4, 2625: 1.375e-4, 5000: 2.5e-5},
+    ),
+    Stage(
+        "tinylm-mistral-0.4b/pretrain",
+        parameters=401_115_136,
+        per_step=32_768,
+        steps=1_000,
+        total=32_768_000,
+        rates={0: 0.0, 25: 1.5e-4, 50: 3e-4, 525: 1.5e-4, 1000: 0.0},
+    ),
+    Stage(
+        "tinylm-mistral-1b/pretrain",
+        parameters=904_431_616,
+        per_step=32_768,
+        steps=1_000,
+        total=32_768_000,
+        rates={0: 0.0, 25: 1.5e-4, 50: 3e-4, 525: 1.5e-4, 1000: 0.0},
+    ),
 ]
+
+TINYLM = [f"tinylm-{name}" for name in ("nanogpt-30m", "nanogpt-124m", "nanogpt-757m", "mistral-0.4b", "mistral-1b")]
 
 CHAINS = {
     "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain sft pairs dpo export",
     "lillm": "tokenizer prepare prepare_hard_coded prepare_sft pretrain sft sft_hard_coded export",
     "lillm-300m": "tokenizer prepare pretrain export",
+    **dict.fromkeys(TINYLM, "corpus tokenizer prepare pretrain export"),
 }
 """The stages of a system in the order `fledge run` takes them."""
 
@@ -114,35 +157,31 @@ def folder_of(stage: Stage) -> dict[str, Recipe]:
     return {str(recipe.output_dir): recipe for recipe in read_folder(Path("recipes", stage.recipe).parent)}
 
 
-def arguments(recipe: Recipe, stage: Stage, per_row: int) -> TrainingArguments:
-    unit = "pairs" if recipe.stage == "dpo" else "tokens"
-    return library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, per_row, unit)[0]
-
-
 @stages
 def test_steps_and_tokens_are_the_same_on_any_number_of_processes(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = read(stage)
-    per_row = 1
-    if recipe.stage != "dpo":
+    unit, per_row = ("pairs", 1) if recipe.stage == "dpo" else ("tokens", 0)
+    if unit == "tokens":
         per_row = folder_of(stage)[recipe.values["prepared"]].values["max_length"]
         assert recipe.values.get("max_length", per_row) == per_row
-    assert recipe.values["pairs_per_step" if recipe.stage == "dpo" else "tokens_per_step"] == stage.per_step
+    at_once = recipe.values["per_device_train_batch_size"] * per_row
     for world in stage.worlds:
         monkeypatch.setenv("WORLD_SIZE", str(world))
-        args = arguments(recipe, stage, per_row)
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        assert rows * per_row == stage.per_step
-        assert args.max_steps == stage.steps and stage.steps * stage.per_step == stage.total
+        times = accumulation(recipe.values[f"{unit}_per_step"], per_row, at_once // per_row, unit)
+        assert at_once * times * world == stage.per_step
+    assert recipe.values["max_steps"] == stage.steps  # stated, so that a plan needs no data
+    assert stage.steps * stage.per_step == stage.total
 
 
 @stages
 def test_the_learning_rate_is_drawn_as_stated(stage: Stage) -> None:
     recipe = read(stage)
-    args = arguments(recipe, stage, 1)
+    unit = "pairs" if recipe.stage == "dpo" else "tokens"
+    args = library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, 1, unit)[0]
     model = torch.nn.Linear(1, 1)
-    trainer = StageTrainer(model=model, args=args)
+    trainer = StageTrainer(model=model, args=args, eval_dataset=[])
     trainer.apply(recipe.own(STAGES[recipe.stage]))
     scheduler = trainer.create_scheduler(stage.steps, torch.optim.SGD(model.parameters(), args.learning_rate))
     rate: Callable[[int], float] = lambda step: args.learning_rate * scheduler.lr_lambdas[0](step)  # noqa: E731
@@ -166,6 +205,16 @@ def test_the_model_has_the_parameters_of_the_system(stage: Stage) -> None:
     assert model.num_parameters() == stage.parameters
     entries = folder_of(stage)[recipe.values["tokenizer"]].values.get("vocab_size", stated["vocab_size"])
     assert entries <= stated["vocab_size"]
+
+
+@pytest.mark.parametrize(("folder", "parameters"), [("mistral-0.4b", 466_651_136), ("mistral-1b", 969_967_616)])
+def test_tinylms_mistrals_have_the_other_count_of_the_source_untied(folder: str, parameters: int) -> None:
+    stated = dict(load_recipe("pretrain", Path("recipes", f"tinylm-{folder}", "pretrain.yaml")).values["model_config"])
+    with torch.device("meta"):
+        config = AutoConfig.for_model(stated.pop("model_type"), **stated | {"tie_word_embeddings": False})
+        assert AutoModelForCausalLM.from_config(config).num_parameters() == parameters
+    readmes = "".join(path.read_text(encoding="utf-8") for path in Path("recipes").glob("tinylm-mistral*/README.md"))
+    assert f"{parameters:,}" in readmes
 
 
 @pytest.mark.parametrize("folder", CHAINS)

@@ -9,11 +9,14 @@ from conftest import TEMPLATES, TEXTS, recipe, write_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from fledge.data.checks import stop_tokens
 from fledge.files import read_json
+from fledge.recipe import load_recipe
 from fledge.stages import tokenizer as stage
 
 
 ENTRIES = 500
+RECIPES = TEMPLATES.parent / "recipes"
 LLAMA = {"pad_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 CHAT = {
     "chat_template": TEMPLATES / "transformer-1b-chat.jinja",
@@ -61,6 +64,26 @@ def test_the_base_s_ids_stay_and_the_chat_s_tokens_follow(base: Path, tmp_path: 
     assert results["vocab_size"] == ENTRIES + 3 and results["special_tokens"]["<|end|>"] == ENTRIES + 2
 
 
+def test_prem_s_chat_tokens_follow_a_tokenizer_without_a_template(base: Path, tmp_path: Path) -> None:
+    plain = made(tmp_path, base_tokenizer=base, vocab_size=ENTRIES, **LLAMA)
+    assert AutoTokenizer.from_pretrained(plain).chat_template is None
+    chat = load_recipe("tokenizer", RECIPES / "prem-1b" / "tokenizer_chat.yaml").values
+    own = {name: chat[name] for name in ("special_tokens", "pad_token", "bos_token", "eos_token")}
+    (tmp_path / "chat").mkdir()
+    template = TEMPLATES / "prem-1b.jinja"
+    folder = made(tmp_path / "chat", base_tokenizer=plain, vocab_size=ENTRIES + 4, chat_template=template, **own)
+    after = AutoTokenizer.from_pretrained(folder)
+    added = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[PAD]"]
+    assert after.convert_tokens_to_ids(added) == [*range(ENTRIES, ENTRIES + 4)]  # in the source 32000 to 32003
+    assert (after.pad_token, stop_tokens(after)) == ("[PAD]", [2, ENTRIES + 2])
+
+
+def test_tinyllama_s_headers_are_text(base: Path, tmp_path: Path) -> None:
+    template = TEMPLATES / "tinyllama-chat.jinja"
+    folder = made(tmp_path, base_tokenizer=base, vocab_size=ENTRIES, chat_template=template, **LLAMA)
+    assert stop_tokens(AutoTokenizer.from_pretrained(folder)) == [2]
+
+
 def test_text_is_measured_where_there_is_any(base: Path, tmp_path: Path) -> None:
     entry = {"path": str(write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS]))}
     folder = made(tmp_path, base_tokenizer=base, datasets=[entry], **LLAMA, **CHAT)
@@ -77,7 +100,7 @@ def test_text_is_measured_where_there_is_any(base: Path, tmp_path: Path) -> None
             {"vocab_size": 700},
             r"^vocab_size: 700 is stated, and .* has 500 entries, 503 with <\|user\|> .* added; write",
         ),
-        ({"pad_token": "<pad>", "vocab_size": 503}, r"504 with <pad> <\|user\|>"),
+        ({"pad_token": "<pad>", "vocab_size": 503}, r"504 with <\|user\|> <\|assistant\|> <\|end\|> <pad> added"),
         ({"base_tokenizer": "nowhere"}, r"^base_tokenizer: nowhere: no such folder"),
         ({"isolate_characters": True}, r"^tokenizer.yaml: isolate_characters: .*; leave one of the two out$"),
         ({"base_tokenizer": None}, r"^tokenizer.yaml: datasets: missing; .* or name a base_tokenizer$"),

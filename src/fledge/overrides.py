@@ -52,7 +52,7 @@ class Section:
 
     def changes(self, values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Dotted key -> what `values` state now, and what this section makes of it; None where it is not stated."""
-        return {key: (stated(values, tuple(key.split("."))), value) for key, value in self.values.items()}
+        return {key: (stated(values, tuple(key.split("."))), moved(value)) for key, value in self.values.items()}
 
 
 def sections(document: Document, name: str) -> dict[str, Section]:

@@ -26,6 +26,9 @@ TOKENIZER_FILES = ("*.json", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 """What is ever fetched from the hub: no code and no pickle."""
 
+ADAPTER = "adapter_config.json"
+"""A folder with this file holds an adapter of PEFT's."""
+
 MODEL_WRITERS = ("pretrain", "sft", "dpo", "export")
 WRITERS = {"tokenizer": ("tokenizer",), "model_name_or_path": MODEL_WRITERS, "models": MODEL_WRITERS}
 """The stages whose folders a recipe key names."""
@@ -55,25 +58,25 @@ def load_tokenizer(folder: str | Path, key: str) -> PreTrainedTokenizerBase:
     """
     register()  # of a model folder, transformers reads config.json too
     place = f"{key}: {folder}"
-    local = _local(folder, key, TOKENIZER_FILES)
-    fix = f"; {_remedy(folder, key)}"
+    local = local_folder(folder, key, TOKENIZER_FILES)
+    fix = f"; {remedy(folder, key)}"
     if not (local / "tokenizer.json").is_file():
         old = [path.name for path in local.glob("*.model")]
         raise ValueError(f"{place}: holds no tokenizer.json{f', only {old[0]}, an older format' if old else ''}{fix}")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        _json(local / name, place, fix)
+        read_object(local / name, place, fix)
     try:
         Tokenizer.from_file(str(local / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{place}: tokenizer.json is no tokenizer: {_reason(error)}{fix}") from None
+        raise ValueError(f"{place}: tokenizer.json is no tokenizer: {reason(error)}{fix}") from None
     try:
         return AutoTokenizer.from_pretrained(local, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{place}: the tokenizer cannot be loaded: {_reason(error)}{fix}") from None
+        raise ValueError(f"{place}: the tokenizer cannot be loaded: {reason(error)}{fix}") from None
 
 
 def load_model(folder: str | Path, key: str, attn_implementation: str | None = None) -> PreTrainedModel:
-    """The causal language model of a folder, or of a hub id, with all of its weights.
+    """The causal language model of a folder, or of a hub id, with all of its weights; an adapter comes merged.
 
     Args:
         key: the recipe key that names `folder`, for the message.
@@ -85,12 +88,16 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
     """
     register()
     place = f"{key}: {folder}"
-    local = _local(folder, key, MODEL_FILES)
-    fix = f"; {_remedy(folder, key)}"
+    local = local_folder(folder, key, MODEL_FILES)
+    fix = f"; {remedy(folder, key)}"
+    if is_adapter(local):
+        from .adapter import load_merged  # PEFT takes seconds to import, and most folders need none of it
+
+        return load_merged(folder, key, attn_implementation)
     if not (local / "config.json").is_file():
         raise ValueError(f"{place}: holds no config.json{fix}")
-    config = _json(local / "config.json", place, fix)
-    _json(local / "generation_config.json", place, fix)
+    config = read_object(local / "config.json", place, fix)
+    read_object(local / "generation_config.json", place, fix)
     known = config.get("model_type")
     if known not in CONFIG_MAPPING:
         if "auto_map" in config:
@@ -111,7 +118,7 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
-        raise ValueError(f"{place}: the model cannot be loaded: {_reason(error)}{fix}") from None
+        raise ValueError(f"{place}: the model cannot be loaded: {reason(error)}{fix}") from None
     if other := sorted(report["mismatched_keys"]):
         name, stored, wanted = other[0]
         raise ValueError(
@@ -126,26 +133,31 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
     return model
 
 
-def _local(folder: str | Path, key: str, wanted: tuple[str, ...]) -> Path:
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a LoRA adapter and not a whole model."""
+    return (Path(folder) / ADAPTER).is_file()
+
+
+def local_folder(folder: str | Path, key: str, wanted: tuple[str, ...]) -> Path:
     """`folder` if it is one, else the snapshot of the hub id it may be."""
     path = Path(folder)
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(f"{key}: {folder}: is no folder; {_remedy(folder, key)}")
+        raise ValueError(f"{key}: {folder}: is no folder; {remedy(folder, key)}")
     # runs/x/sft, ./sft and x/sft beside a folder x are paths; owner/name may be on the hub.
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(folder)) or path.parent.exists():
-        raise ValueError(f"{key}: {folder}: no such folder; {_remedy(folder, key)}")
+        raise ValueError(f"{key}: {folder}: no such folder; {remedy(folder, key)}")
     try:
         return Path(snapshot_download(str(folder), allow_patterns=list(wanted), ignore_patterns="*/*"))
     except (OSError, HFValidationError) as error:
         raise ValueError(
-            f"{key}: {folder}: no such folder here, and the model hub does not give it ({_reason(error)}); "
-            f"correct the name, download it while online, or {_remedy(folder, key)}"
+            f"{key}: {folder}: no such folder here, and the model hub does not give it ({reason(error)}); "
+            f"correct the name, download it while online, or {remedy(folder, key)}"
         ) from None
 
 
-def _remedy(folder: str | Path, key: str) -> str:
+def remedy(folder: str | Path, key: str) -> str:
     """The stage to run: the one the folder is named after, or those whose folders the key takes."""
     if key not in WRITERS:
         return "give a model folder that save_pretrained wrote, its tokenizer inside"
@@ -154,7 +166,7 @@ def _remedy(folder: str | Path, key: str) -> str:
     return f"run the stage that writes it ({', '.join(writers)})"
 
 
-def _json(path: Path, place: str, fix: str) -> dict[str, Any]:
+def read_object(path: Path, place: str, fix: str) -> dict[str, Any]:
     """The object in `path`; an empty one if there is no such file."""
     try:
         value = read_json(path) if path.is_file() else {}
@@ -167,7 +179,7 @@ def _json(path: Path, place: str, fix: str) -> dict[str, Any]:
 
 def _check_weights(folder: Path, place: str, fix: str) -> None:
     """Refuse a folder whose weights are missing, pickled, or cut off."""
-    index = _json(folder / "model.safetensors.index.json", place, fix)
+    index = read_object(folder / "model.safetensors.index.json", place, fix)
     shards = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
     for name in shards:
         path = folder / name
@@ -179,14 +191,21 @@ def _check_weights(folder: Path, place: str, fix: str) -> None:
                     "as safetensors where you trust them"
                 )
             raise ValueError(f"{place}: holds no {name}{fix}")
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{place}: {name} is not whole: {_reason(error)}{fix}") from None
+        tensor_names(path, place, fix)
 
 
-def _reason(error: Exception) -> str:
+def tensor_names(path: Path, place: str, fix: str) -> set[str]:
+    """The names of the tensors in a file of weights; refused if it is missing or cut off."""
+    if not path.is_file():
+        raise ValueError(f"{place}: holds no {path.name}{fix}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{place}: {path.name} is not whole: {reason(error)}{fix}") from None
+
+
+def reason(error: Exception) -> str:
     """The first two lines of a library's message, as one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(error).__name__

@@ -81,8 +81,10 @@ def say_what_shrank(recipes: list[Recipe], home: Path) -> None:
 
 def shown(value: Any) -> str:
     """A recipe's value in a few characters."""
+    if isinstance(value, list) and len(value) == 1:
+        return shown(value[0].get("path", value[0]) if isinstance(value[0], dict) else value[0])
     if isinstance(value, list | dict):
-        return f"{len(value)} entries" if len(value) != 1 else "1 entry"
+        return f"{len(value)} entries"
     if isinstance(value, bool | None):
         return "nothing" if value is None else str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)

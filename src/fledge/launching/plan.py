@@ -112,6 +112,7 @@ def _code_hash(stage: str) -> str:
     root = Path(fledge.__file__).parent
     rooms = (
         "arguments.py",
+        "data_arguments.py",
         "files.py",
         "machine.py",
         "recipe.py",

@@ -173,6 +173,8 @@ def nested_kwargs() -> dict[str, Schema]:
     schedules += [torch.optim.lr_scheduler.ReduceLROnPlateau.__init__, optimization.GreedyLR.__init__]
     given = {"self", "optimizer", "name", "num_warmup_steps", "num_training_steps", "last_epoch"}
     scheduler = parameters(schedules, given | {"scheduler_specific_kwargs"})
+    for name in ("decay_type", "warmup_type"):
+        scheduler[name] = {"enum": ["linear", "cosine", "1-sqrt"]}  # get_wsd_schedule would refuse another, late
     # The Trainer takes two keys out before the rest reaches torch.utils.checkpoint.
     checkpointing = parameters([checkpoint], {"function", "context_fn"})
     checkpointing |= {"every_n_layers": {"type": "integer", "minimum": 1}, "offload": {"type": "boolean"}}

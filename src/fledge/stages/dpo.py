@@ -1,5 +1,7 @@
 """Align a model with preference pairs, with TRL's DPOTrainer; the model it starts from is the frozen reference.
 
+With `use_peft` the reference is the same model with the adapter switched off: no second copy in memory.
+
 accelerate launch --config_file accelerate_configs/cpu.yaml -m fledge dpo recipes/tang-poems/dpo.yaml
 """
 
@@ -13,11 +15,12 @@ from trl import DPOConfig, DPOTrainer
 from fledge.arguments import DpoArguments
 from fledge.data.checks import preflight, require
 from fledge.data.faults import FAULTS, truncated_fault
-from fledge.data.load import load_model, load_tokenizer
+from fledge.data.load import is_adapter, load_model, load_tokenizer
 from fledge.data.pairs import encode, read_pairs
 from fledge.recipe import Recipe
 from fledge.results.record import read_metrics
 from fledge.training.arguments import library_arguments
+from fledge.training.lora import lora_config
 from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import StageTrainer
 
@@ -43,7 +46,19 @@ def main(recipe: Recipe) -> None:
     pairs = read_pairs(Path(keys.pairs) / "train.parquet")
     tokens_per_pair = check_lengths(pairs, tokenizer, args.max_length, keys.overlong)
 
-    trainer = DpoTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
+    adapter = lora_config(recipe, keys, model)
+    # TRL would load the reference from the path in the configuration, and an adapter's folder holds no whole model.
+    alone = is_adapter(keys.model_name_or_path) and not adapter
+    reference = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation) if alone else None
+
+    trainer = DpoTrainer(
+        model=model,
+        ref_model=reference,
+        args=args,
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
     trainer.apply(keys)
     tokens_per_step = keys.pairs_per_step * tokens_per_pair
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
@@ -78,7 +93,7 @@ def check_lengths(
         cut += sum(length > limit for length in lengths.values())
     if cut:
         logger.warning(
-            "pairs: %d of %d sides are cut at max_length %s, their stop token with them",
+            "pairs: %d of %d sides are cut at %s tokens, their stop token with them",
             cut,
             2 * len(pairs),
             max_length,

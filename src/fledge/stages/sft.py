@@ -13,7 +13,8 @@ from fledge.data.load import load_model, load_tokenizer
 from fledge.data.prepared import as_hugging_face, load_prepared
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
-from fledge.training.run import finish, speed_up, start, train
+from fledge.training.lora import lora_config
+from fledge.training.run import finish, keep, speed_up, start, train
 from fledge.training.trainer import StageTrainer
 from fledge.training.vocabulary import replace_tokenizer
 
@@ -34,11 +35,15 @@ def main(recipe: Recipe) -> None:
     set_seed(args.seed)
     tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
     model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
-    new_tokens = 0
+    new_tokens: list[int] = []
     if keys.tokenizer:
         known, tokenizer = tokenizer, load_tokenizer(keys.tokenizer, "tokenizer")
         require(preflight(tokenizer))
-        new_tokens = replace_tokenizer(model, known, tokenizer, keys.tokenizer)
+        replace_tokenizer(model, known, tokenizer, keys.tokenizer)
+        new_tokens = sorted(set(tokenizer.get_vocab().values()) - set(known.get_vocab().values()))
+    adapter = lora_config(recipe, keys, model, new_tokens)
+    if adapter and new_tokens:  # the adapter's folder names the model it stands on, so that has to be on disk
+        keep(model, tokenizer, recipe.output_dir / "start")
     require(preflight(tokenizer, model.config, model.generation_config, manifest))
 
     # The rows are packed and their labels masked already: TRL has nothing left to prepare, and would look for raw
@@ -52,6 +57,7 @@ def main(recipe: Recipe) -> None:
         train_dataset=as_hugging_face(rows),
         eval_dataset=as_hugging_face(heldout.whole_batches(at_once)) if heldout else None,
         processing_class=tokenizer,
+        peft_config=adapter,
     )
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
@@ -60,7 +66,7 @@ def main(recipe: Recipe) -> None:
     tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
     callback = train(trainer, recipe, record, tokens_per_step)
-    finish(trainer, record, callback, new_tokens=new_tokens)
+    finish(trainer, record, callback, new_tokens=len(new_tokens))
 
 
 def check_stated(args: SFTConfig, manifest: dict) -> None:

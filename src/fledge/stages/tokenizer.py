@@ -26,7 +26,7 @@ def main(recipe: Recipe) -> None:
     """Save a tokenizer that transformers loads by itself."""
     keys = recipe.own(TokenizerArguments)
     check_keys(keys)
-    template = read_template(keys.chat_template, "chat_template")
+    template = read_template(keys.chat_template, "chat_template") if keys.chat_template else None
     record = Record(recipe)
     special = list(dict.fromkeys([keys.pad_token, keys.bos_token, keys.eos_token, *keys.special_tokens]))
 
@@ -41,7 +41,7 @@ def main(recipe: Recipe) -> None:
         padding_side="left",  # generation continues the right end of a batch
     )
     tokenizer.chat_template = template
-    check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, chat=template is not None)
     tokenizer.save_pretrained(recipe.output_dir)
 
     results = {}
@@ -88,7 +88,7 @@ def learnt(keys: TokenizerArguments, special: list[str]) -> Tokenizer:
 
 
 def based(keys: TokenizerArguments, special: list[str]) -> Tokenizer:
-    """The vocabulary of `base_tokenizer`, and behind it those special tokens that it lacks.
+    """The vocabulary of `base_tokenizer`, and behind it those special tokens that it lacks, `special_tokens` first.
 
     Raises:
         ValueError: there is no such tokenizer, or the vocabulary is not of the size that `vocab_size` states.
@@ -98,6 +98,7 @@ def based(keys: TokenizerArguments, special: list[str]) -> Tokenizer:
     # Documents and templates bring their own bos and eos, and a row is cut and filled where it is packed.
     tokenizer = Tokenizer.from_str(json.dumps(stated | {"post_processor": None, "truncation": None, "padding": None}))
     entries = tokenizer.get_vocab_size()
+    special = list(dict.fromkeys([*keys.special_tokens, *special]))
     added = [token for token in special if tokenizer.token_to_id(token) is None]
     tokenizer.add_special_tokens(special)
     size = max(tokenizer.get_vocab().values()) + 1

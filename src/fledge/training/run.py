@@ -1,9 +1,11 @@
 """How every training stage begins and ends, in four plain calls: start, speed_up, train, finish."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerState, TrainingArguments
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.model.build import decoder_layers
@@ -45,10 +47,21 @@ def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, b
             layer.compile()
 
 
+def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a model and its tokenizer before training, as what an adapter will stand on."""
+    if is_main_process():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    model.name_or_path = str(folder)
+
+
 def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
     """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
     callback = RecordCallback(record, tokens_per_step)
     trainer.add_callback(callback)
+    if is_peft_model(trainer.model):
+        trained, every = (trainer.model.num_parameters(only_trainable=only) for only in (True, False))
+        logger.info("LoRA: %s parameters are trained, %s stay as they are", f"{trained:,}", f"{every - trained:,}")
     checkpoint = newest_checkpoint(recipe.output_dir)
     if checkpoint is None:
         trainer.train()
@@ -58,7 +71,8 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
     callback.resume(state.global_step)
     if state.global_step >= trainer.planned_steps():
         # All steps are done and only the end is missing; the Trainer would take one step more.
-        trainer._load_from_checkpoint(str(checkpoint))
+        best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        trainer._load_from_checkpoint(best or str(checkpoint))
         trainer.state = state
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint))
@@ -73,6 +87,7 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
         losses = [line["loss"] for line in read_metrics(record.folder) if "loss" in line]
         record.finish(
             parameters=trainer.model.num_parameters(),
+            trained_parameters=trainer.model.num_parameters(only_trainable=True),
             steps=trainer.state.global_step,
             tokens=round(trainer.state.global_step * callback.tokens_per_step),
             tokens_per_second=round(callback.tokens_per_second, 1),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head
@@ -72,8 +73,12 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
         # A pickle, and it would hold a hub token in clear text.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        if is_peft_model(self.model):  # what the adapter makes of its base, and where that stops
+            self.model.config.save_pretrained(folder)
+            self.model.generation_config.save_pretrained(folder)
 
 
 class Pretrainer(StageTrainer):
