@@ -15,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from fledge import cli
 from fledge.launching.plan import read_folder
+from fledge.layouts import find_layout, read_layout
 from fledge.overrides import SMOKE_RUNS
 from fledge.recipe import SMOKE, load_recipe
 
@@ -112,7 +113,7 @@ def fledge(words: list[str], called: list[str]) -> None:
     assert called or words[0].startswith("--") or words[-1] == "--help"
     for option, value in pairwise(words):
         if option in ("--on", "--config_file"):
-            assert Path(value).is_file()
+            read_layout(find_layout(value))
     if words[0] == "run":
         names = [recipe.name for recipe in read_folder(Path(words[1]))]
         assert {words[words.index(option) + 1] for option in ("--only", "--from") if option in words} <= set(names)

@@ -213,6 +213,11 @@ def test_accumulation_follows_from_the_layout(monkeypatch: pytest.MonkeyPatch) -
     assert accumulation(4096, 256, 4, "tokens") == 2
     with pytest.raises(ValueError, match=r"tokens_per_step: 5000 .* multiple of 2048.* nearest: 4096 or 6144$"):
         accumulation(5000, 256, 4, "tokens")
+    # 4096 are 8 rows for each of the two processes: 3 does not divide them, 2 and 4 do.
+    with pytest.raises(ValueError, match=r"nearest: 3072 or 4608; or keep it and write per_device.*_size: 2 or 4$"):
+        accumulation(4096, 256, 3, "tokens")
+    with pytest.raises(ValueError, match=r"nearest: 9216; or keep it and write per_device.*_size: 8$"):
+        accumulation(4096, 256, 18, "tokens")
     with pytest.raises(ValueError, match=r"pairs_per_step: 3 is no multiple of 8.*; nearest: 8$"):
         accumulation(3, 1, 4, "pairs")
 

@@ -93,6 +93,10 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     recipe = load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv)
     if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
         return 0  # only training is shared work; the launch's first process does the rest alone
+    if stage in LIBRARY:
+        from fledge.training.checkpoints import refuse_other_layout
+
+        refuse_other_layout(recipe.output_dir)
     log_progress()
     return import_module(f"fledge.stages.{stage}").main(recipe) or 0
 

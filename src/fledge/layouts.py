@@ -3,10 +3,11 @@
 Accelerate checks the keys at the top and takes any nested key without a word; a misspelt one then has no effect.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fledge.recipe import messages, read_document
 from fledge.schema.check import SKIP, Fault, faults, suggestion
@@ -14,8 +15,12 @@ from fledge.schema.check import SKIP, Fault, faults, suggestion
 
 FOLDER = "accelerate_configs"
 Engine = Literal["single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
-
-ENGINES: tuple[str, ...] = get_args(Engine)
+FAMILIES: dict[str, Literal["plain", "fsdp", "zero"]] = {
+    **dict.fromkeys(("single", "ddp"), "plain"),
+    **dict.fromkeys(("fsdp2", "hsdp"), "fsdp"),
+    **dict.fromkeys(("zero1", "zero2", "zero3"), "zero"),
+}
+"""Whose wrapper an engine is, and with it the form of its checkpoints."""
 
 _REPLICAS = "parallelism_config_dp_replicate_size"
 _SHARDS = "parallelism_config_dp_shard_size"
@@ -163,6 +168,20 @@ def read_layout(path: Path) -> Layout:
         mixed_precision=values.get("mixed_precision", "no"),
         settings=values,
     )
+
+
+def launched_engine() -> Engine:
+    """The engine of this launch, out of the environment in which accelerate launch starts its processes."""
+
+    def is_set(name: str) -> bool:
+        return os.environ.get(name, "false").lower() in ("true", "1")
+
+    if is_set("ACCELERATE_USE_DEEPSPEED"):
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if is_set("ACCELERATE_USE_FSDP"):
+        replicas = int(os.environ.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1"))
+        return "hsdp" if is_set("ACCELERATE_USE_PARALLELISM_CONFIG") and replicas > 1 else "fsdp2"
+    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
 
 
 def _engine(values: dict[str, Any]) -> Engine:

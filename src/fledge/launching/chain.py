@@ -50,7 +50,7 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
     stages: list[dict[str, Any]] = []
     for index, recipe in enumerate(recipes):
         above = [prints[other.name] for other in inputs(recipe, recipes)]
-        prints[recipe.name] = fingerprint(recipe, recipes, layout, above)
+        prints[recipe.name] = fingerprint(recipe, recipes, above)
         state = state_of(recipe.output_dir)
         forced = recipe.name == only or (start is not None and index >= names.index(start))
         left_out = not forced and (only is not None or start is not None)

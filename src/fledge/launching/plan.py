@@ -91,10 +91,11 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def fingerprint(recipe: Recipe, recipes: list[Recipe], layout: Path, above: list[str]) -> str:
-    """SHA-256 of all that decides a stage's result: its keys, its code, the layout, and the stages and files it reads.
+def fingerprint(recipe: Recipe, recipes: list[Recipe], above: list[str]) -> str:
+    """SHA-256 of all that decides a stage's result: its keys, its code, and the stages and files it reads.
 
-    A folder that no stage of these recipes makes, for instance a model of another run, is known by its files.
+    Not of the layout: it decides nothing, and the same run may go on elsewhere. A folder that no stage of these
+    recipes makes, for instance a model of another run, is known by its files.
 
     Args:
         recipes: all of the folder: a file that one of them makes is known by that stage's fingerprint, in `above`.
@@ -103,7 +104,7 @@ def fingerprint(recipe: Recipe, recipes: list[Recipe], layout: Path, above: list
     given = [path for path in _named(recipe) if not any(path.is_relative_to(folder) for folder in made)]
     files: dict[str, Any] = {str(path): _file_hash(path) for path in given if path.is_file()}
     files |= {str(path): result_files(path) for path in given if path.is_dir()}
-    parts = [recipe.values, files, layout.read_text(encoding="utf-8"), sorted(above), _code_hash(recipe.stage)]
+    parts = [recipe.values, files, sorted(above), _code_hash(recipe.stage)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -114,6 +115,7 @@ def _code_hash(stage: str) -> str:
         "arguments.py",
         "data_arguments.py",
         "files.py",
+        "layouts.py",
         "machine.py",
         "recipe.py",
         "corpora",

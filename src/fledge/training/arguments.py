@@ -6,8 +6,11 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
+from fledge.layouts import FAMILIES, launched_engine
 from fledge.machine import choose_bf16, on_cpu, world_size
 from fledge.recipe import Recipe
+
+from .engine import in_bf16, set_up
 
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -34,14 +37,28 @@ def library_arguments(
         per_row: what one row of a micro-batch holds, in `unit`.
         unit: "tokens" or "pairs"; the recipe key is `<unit>_per_step`.
     """
+    refuse_muon(recipe)
     values = {**DEFAULTS, **recipe.library()}
     check_trackers(values["report_to"])
     torch_compile = values.pop("torch_compile", "auto")
-    values["bf16"] = choose_bf16(values["bf16"])
+    bf16 = choose_bf16(values["bf16"])
+    values["bf16"] = bf16 and FAMILIES[launched_engine()] != "zero"
     values["use_cpu"] = on_cpu()
     micro_batch = values.setdefault("per_device_train_batch_size", 8)
     values["gradient_accumulation_steps"] = accumulation(per_step, per_row, micro_batch, unit)
-    return cls(**values), torch_compile
+    args = cls(**values)
+    set_up(args, bf16)
+    return args, torch_compile
+
+
+def refuse_muon(recipe: Recipe) -> None:
+    """Raise ValueError if the recipe asks for Muon on a layout that shards the matrices Muon needs whole."""
+    engine = launched_engine()
+    if recipe.values.get("muon_learning_rate") is not None and FAMILIES[engine] != "plain":
+        raise ValueError(
+            f"muon_learning_rate: Muon needs whole matrices, and {engine} shards them; use a DDP layout, or leave "
+            "the key out (--muon_learning_rate null)"
+        )
 
 
 def check_trackers(report_to: str | list[str]) -> None:
@@ -57,19 +74,32 @@ def accumulation(per_step: int, per_row: int, micro_batch: int, unit: str) -> in
     """Micro-batches in a step, so that `per_step` is the same on any number of processes.
 
     Raises:
-        ValueError: it does not divide, with the nearest values that do.
+        ValueError: it does not divide, with the nearest values and micro-batches that do.
     """
     at_once = per_row * micro_batch * world_size()
     if per_step % at_once:
         below = per_step // at_once * at_once
-        near = " or ".join(f"{value}" for value in (below, below + at_once) if value)
+        near = f"nearest: {_either([value for value in (below, below + at_once) if value])}"
+        rows, rest = divmod(per_step, per_row * world_size())
+        if not rest:
+            divisors = [size for size in range(1, rows + 1) if rows % size == 0]
+            smaller, larger = (
+                [size for size in divisors if size < micro_batch],
+                [size for size in divisors if size > micro_batch],
+            )
+            near += f"; or keep it and write per_device_train_batch_size: {_either(smaller[-1:] + larger[:1])}"
         raise ValueError(
             f"{unit}_per_step: {per_step} is no multiple of {at_once}, what {world_size()} process(es) take at once "
-            f"(per_device_train_batch_size {micro_batch} x {per_row} {unit} a row); nearest: {near}"
+            f"(per_device_train_batch_size {micro_batch} x {per_row} {unit} a row); {near}"
         )
     return per_step // at_once
 
 
+def _either(values: list[int]) -> str:
+    return " or ".join(str(value) for value in values)
+
+
 def values_of(args: TrainingArguments) -> dict[str, Any]:
     """The fields of built arguments, for the resolved recipe."""
-    return {field.name: getattr(args, field.name) for field in fields(args) if hasattr(args, field.name)}
+    values = {field.name: getattr(args, field.name) for field in fields(args) if hasattr(args, field.name)}
+    return values | {"bf16": in_bf16(args)}

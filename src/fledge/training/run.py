@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
+from fledge.layouts import launched_engine
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.model.build import decoder_layers
 from fledge.recipe import Recipe, resolved
@@ -15,6 +16,7 @@ from fledge.results.record import Record, read_metrics
 from . import cpu_head
 from .arguments import values_of
 from .checkpoints import newest_checkpoint, refuse_changed
+from .engine import refuse_other
 from .trainer import RecordCallback, StageTrainer
 
 
@@ -57,6 +59,7 @@ def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
     """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
+    refuse_other(trainer)
     callback = RecordCallback(record, tokens_per_step)
     trainer.add_callback(callback)
     if is_peft_model(trainer.model):
@@ -85,14 +88,20 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
     trainer.save_model()
     if is_main_process():
         losses = [line["loss"] for line in read_metrics(record.folder) if "loss" in line]
+        # Under ZeRO-3 the weights themselves are empty, and ds_numel says what each would hold.
+        sizes = [
+            (getattr(weight, "ds_numel", weight.numel()), weight.requires_grad)
+            for weight in trainer.model.parameters()
+        ]
         record.finish(
-            parameters=trainer.model.num_parameters(),
-            trained_parameters=trainer.model.num_parameters(only_trainable=True),
+            parameters=sum(size for size, _ in sizes),
+            trained_parameters=sum(size for size, is_trained in sizes if is_trained),
             steps=trainer.state.global_step,
             tokens=round(trainer.state.global_step * callback.tokens_per_step),
             tokens_per_second=round(callback.tokens_per_second, 1),
             train_seconds=round(callback.train_seconds, 2),
             final_loss=losses[-1] if losses else None,
             processes=trainer.args.world_size,
+            engine=launched_engine(),
             **results,
         )

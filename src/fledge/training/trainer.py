@@ -14,6 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 from fledge.arguments import TrainingKeys
 from fledge.results.record import Record, read_metrics
 
+from .checkpoints import write_topology
 from .muon import MuonWithAdamW, hidden_matrices
 
 
@@ -28,8 +29,6 @@ class StageTrainer(Trainer):
         """With `muon_learning_rate`, the decoder's matrices go to Muon and the rest to the optimizer of `optim`."""
         if self.muon_learning_rate is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("muon_learning_rate: Muon needs whole matrices; use a DDP layout, or leave the key out")
         matrices = hidden_matrices(self.model)
         for weight in matrices:
             weight.requires_grad_(False)  # for a moment, so that the Trainer's own groups leave them out
@@ -72,8 +71,10 @@ class StageTrainer(Trainer):
         return math.ceil(self.args.num_train_epochs * len(self.train_dataset) / per_step)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
+        super()._save(output_dir, state_dict)
+        if folder.name.startswith("checkpoint-") and self.args.should_save:
+            write_topology(folder)
         # A pickle, and it would hold a hub token in clear text.
         (folder / "training_args.bin").unlink(missing_ok=True)
         if is_peft_model(self.model):  # what the adapter makes of its base, and where that stops
