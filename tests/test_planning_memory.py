@@ -107,13 +107,14 @@ def tracked_peak(engine: str, world: int, checkpointing: bool, accumulation: int
 
 
 def shard(model: FledgeForCausalLM, mesh: DeviceMesh) -> None:
-    """FSDP2 in the units that Accelerate makes (fsdp2_prepare_model), with the precision that fledge gives it."""
+    """FSDP2 as Accelerate makes it (fsdp2_prepare_model), with the precision that fledge gives it."""
     policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
     keys = {"mesh": mesh, "mp_policy": policy}
     for layer in model.model.layers:
         fully_shard(layer, **keys, reshard_after_forward=True)
     fully_shard(model.model.embed_tokens, **keys, reshard_after_forward=True)
-    fully_shard([model.model.norm, model.lm_head], **keys, reshard_after_forward=False)
+    # Accelerate makes one more unit, of the last norm and the head, that stays gathered. The tracker wants every unit to
+    # be called, and the fused head reads the weight only; in the root it stays gathered as well.
     fully_shard(model, **keys)
 
 
