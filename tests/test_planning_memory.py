@@ -113,8 +113,8 @@ def shard(model: FledgeForCausalLM, mesh: DeviceMesh) -> None:
     for layer in model.model.layers:
         fully_shard(layer, **keys, reshard_after_forward=True)
     fully_shard(model.model.embed_tokens, **keys, reshard_after_forward=True)
-    # Accelerate makes one more unit, of the last norm and the head, that stays gathered. The tracker wants every unit to
-    # be called, and the fused head reads the weight only; in the root it stays gathered as well.
+    # Accelerate makes one more unit, of the last norm and the head, that stays gathered. The tracker wants every unit
+    # to be called, and the fused head only reads the weight; in the root it stays gathered as well.
     fully_shard(model, **keys)
 
 
