@@ -134,9 +134,11 @@ def moments(
         "activations": shared + kept + inside + passing,
         "communication": communication["layer"],
     }
+    # Those of the first layer and of the embedding come last of all.
+    unborn = (shape.layer + (0 if shape.tied else shape.table)) / shape.total if accumulation == 1 else 0
     last_layer = {
         **held,
-        "gradients": gradients,
+        "gradients": gradients * (1 - unborn),
         "activations": shared + layer + copies + passing,
         "communication": communication["layer"],
     }
