@@ -213,10 +213,11 @@ def test_steps_and_tokens_are_the_same_on_any_number_of_processes(
 
 
 @stages
-def test_the_learning_rate_is_drawn_as_stated(stage: Stage) -> None:
+def test_the_learning_rate_is_drawn_as_stated(stage: Stage, tmp_path: Path) -> None:
     recipe = read(stage)
     unit = "pairs" if recipe.stage == "dpo" else "tokens"
     args = library_arguments(recipe, LIBRARY[recipe.stage], stage.per_step, 1, unit)[0]
+    args.output_dir = str(tmp_path)  # the Trainer makes it
     model = torch.nn.Linear(1, 1)
     trainer = StageTrainer(model=model, args=args, eval_dataset=[])
     trainer.apply(recipe.own(STAGES[recipe.stage]))
