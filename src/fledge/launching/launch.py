@@ -2,6 +2,7 @@
 
 import shlex
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,8 +120,9 @@ def check_batches(target: Path, overrides: Sequence[str], layout: Layout) -> Non
     """Raise ValueError if a step does not divide over the layout: better now than after the wait in a queue."""
     try:
         planned = read_jobs(target, overrides)
-    except ValueError:
-        return  # nothing trains, or its model is not known before the stage itself downloads it
+    except ValueError as error:  # nothing trains, or its model is not known before the stage itself downloads it
+        print(f"fledge: batches are not checked before the launch: {error}", file=sys.stderr)
+        return
     faults = [f"{job.recipe.path}: on {layout.name}: {fault}" for job in planned if (fault := refusal(job, layout))]
     if faults:
         raise ValueError("\n".join(faults))
