@@ -100,10 +100,12 @@ def test_greedy_needs_no_seed(model: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(answers) == 1
 
 
-def test_every_stop_token_stops(changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    folder = changed("generation_config.json", eos_token_id=list(range(300)))
+def test_every_stop_token_stops(model: Path, changed: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = changed(
+        "generation_config.json", eos_token_id=list(range(FledgeConfig.from_pretrained(model).vocab_size))
+    )
     assert main(["chat", str(folder), "-p", "hello"]) == 0
-    assert capsys.readouterr().out.strip("\ufffd") == "\n"
+    assert capsys.readouterr().out == "\n"
 
 
 def test_piped_turns_and_commands(

@@ -47,8 +47,10 @@ class TrainingKeys:
         None,
         minimum=0,
     )
-    attn_implementation: Literal["sdpa", "eager"] = key(
-        "Attention while training. On a CPU eager is the faster one for rows below about 256 tokens.", "sdpa"
+    attn_implementation: Literal["auto", "sdpa", "eager", "varlen"] = key(
+        "Attention while training. auto: varlen, which works within documents only, on a GPU in bf16, and sdpa "
+        "elsewhere. On a CPU eager is the faster one for rows below about 256 tokens.",
+        "auto",
     )
 
 

@@ -72,7 +72,9 @@ class Speaker:
     def answer(self, messages: Messages, write: Callable[[str], None], stop: Event) -> str:
         """Answer `messages`, passing the text on as it comes, until the model stops or `stop` is set."""
         prompt = self._prompt(messages).to(self.device)
-        pieces = _Pieces(lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True), write)
+        ends = self.model.generation_config.eos_token_id
+        stops = frozenset(ends if isinstance(ends, list) else [ends])
+        pieces = _Pieces(lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True), write, stops)
         self.model.generate(
             **prompt,
             **self.options,
@@ -89,10 +91,12 @@ class Speaker:
 
 
 class _Pieces:
-    """A streamer for `generate`: passes an answer on as text, and never half a character."""
+    """A streamer for `generate`: passes an answer on as text without its stop token, and never half a character."""
 
-    def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], None]) -> None:
-        self.decode, self.write = decode, write
+    def __init__(
+        self, decode: Callable[[list[int]], str], write: Callable[[str], None], stops: frozenset[int] = frozenset()
+    ) -> None:
+        self.decode, self.write, self.stops = decode, write, stops
         self.tokens: list[int] | None = None
         self.text = ""
 
@@ -101,7 +105,7 @@ class _Pieces:
         if self.tokens is None:
             self.tokens = []
             return
-        self.tokens += tokens.tolist()
+        self.tokens += [token for token in tokens.tolist() if token not in self.stops]
         # The rest of a character may still come.
         self._pass_on(self.decode(self.tokens).rstrip(REPLACEMENT))
 

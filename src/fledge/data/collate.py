@@ -15,12 +15,17 @@ class PackedCollator:
 
     Without an attention_mask, transformers makes the attention block-diagonal from the restarts. Takes rows of numpy
     arrays or lists; returns input_ids, labels and position_ids, each (rows, max_length) int64.
+
+    Args:
+        boundaries: also return cu_seq_lens_q, (documents + 1,) int32, where each begins among all tokens, and
+            max_length_q, an upper bound of their lengths: what varlen attention takes in place of a mask.
     """
 
     max_length: int
     pad_token_id: int
+    boundaries: bool = False
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         shape = (len(rows), self.max_length)
         input_ids = np.full(shape, self.pad_token_id)
         labels = np.full(shape, IGNORED)
@@ -32,4 +37,8 @@ class PackedCollator:
             lengths = np.append(row["seq_lengths"], self.max_length - used)
             position_ids[index] -= np.repeat(np.cumsum(lengths) - lengths, lengths)
         batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if not self.boundaries:
+            return tensors
+        begins = np.append(np.flatnonzero(position_ids == 0), position_ids.size)
+        return tensors | {"cu_seq_lens_q": torch.from_numpy(begins.astype(np.int32)), "max_length_q": self.max_length}

@@ -34,7 +34,7 @@ def layer_bytes(shape: Shape, batch: Batch, precision: Precision, attention: str
     """Kept by one decoder layer, nothing computed again.
 
     Args:
-        attention: sdpa or eager. Packed rows always bring a mask: it keeps documents apart.
+        attention: varlen, sdpa or eager. Under the latter two packed rows bring a mask: it keeps documents apart.
         on_gpu: whether the kernels are CUDA's: autocast takes powers in float32 there, and
             dropout keeps a byte an element.
     """
@@ -52,7 +52,8 @@ def stream_bytes(shape: Shape, batch: Batch, precision: Precision) -> int:
 
 def shared_bytes(shape: Shape, batch: Batch, precision: Precision, attention: str) -> int:
     """Kept once: the mask, rotary cosines and sines, token ids, positions and labels, the last norm."""
-    mask = batch.tokens * batch.length * (_compute(precision) if attention == "eager" else 1)
+    an_entry = {"varlen": 0, "sdpa": 1, "eager": _compute(precision)}[attention]
+    mask = batch.tokens * batch.length * an_entry
     rotary = 0 if shape.is_gpt2 else 2 * batch.tokens * shape.head_dim * _stream(precision)
     return mask + rotary + batch.tokens * (3 * 8 + _norms(shape, precision) // 2)
 
@@ -72,9 +73,12 @@ def _norms(shape: Shape, precision: Precision) -> int:
 
 def _attention(shape: Shape, length: int, precision: Precision, attention: str) -> int:
     heads, queries, compute = shape.num_heads, shape.query_size, _compute(precision)
-    # With a mask, keys and values are repeated for every query head.
-    kept = 3 * compute * queries + compute * queries
-    if attention == "eager":
+    # With a mask, keys and values are repeated for every query head; and the result is kept.
+    repeated = shape.key_value_size if attention == "varlen" else queries
+    kept = compute * (queries + 2 * repeated) + compute * queries
+    if attention == "varlen":
+        kept += 4 * heads  # log-sum-exp
+    elif attention == "eager":
         probabilities = compute if shape.is_gpt2 and precision == "bfloat16" else 4
         if probabilities != compute:
             probabilities += compute  # the softmax is in float32, its product with the values is not

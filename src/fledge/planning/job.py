@@ -76,6 +76,14 @@ class Job:
         stated = self.recipe.values.get("activation_checkpointing")
         return bool(self.get("gradient_checkpointing") if stated is None else stated)
 
+    def attention(self, on_gpu: bool) -> str:
+        """What `attn_implementation: auto` comes to, as fledge.training.varlen chooses it."""
+        stated = self.get("attn_implementation")
+        if stated != "auto":
+            return stated
+        packed = self.recipe.stage != "dpo"
+        return "varlen" if on_gpu and self.bf16 and packed and not self.shape.dropout else "sdpa"
+
     @property
     def has_reference(self) -> bool:
         """Whether a frozen second model is in memory; with LoRA it is the same one without its adapters."""

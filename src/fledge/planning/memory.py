@@ -100,7 +100,7 @@ def moments(
     precision: Precision = "float32" if not job.bf16 else "bfloat16" if place.is_fsdp else "autocast"
     compute = 4 if precision == "float32" else 2
     batch = Batch(micro_batch * job.sides, job.length)
-    attention = job.get("attn_implementation")
+    attention = job.attention(place.on_gpu)
 
     held = states(job.total, job.trainable, place.engine, place.shards)
     gradients = held["gradients"]

@@ -111,7 +111,7 @@ def stage_plan(
         },
         "bf16": job.bf16,
         "activation_checkpointing": job.checkpointing,
-        "attention": job.get("attn_implementation"),
+        "attention": job.attention(on_gpu=not all(layout.use_cpu for layout in layouts)),
         "checkpoints": _checkpoints(job),
         "layouts": [_layout(job, layout, known, (total, per_token), prices, card) for layout in layouts],
         "notes": job.notes,

@@ -23,6 +23,7 @@ from fledge.training.arguments import library_arguments
 from fledge.training.lora import lora_config
 from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import StageTrainer
+from fledge.training.varlen import padded_attention
 
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def main(recipe: Recipe) -> None:
     set_seed(args.seed)
     tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
     # Loaded from disk, never passed on from memory: TRL loads the reference from this same path.
-    model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
+    attention = padded_attention(keys.attn_implementation)
+    model = load_model(keys.model_name_or_path, "model_name_or_path", attention)
     require(preflight(tokenizer, model.config, model.generation_config, max_length=args.max_length))
     pairs = read_pairs(Path(keys.pairs) / "train.parquet")
     tokens_per_pair = check_lengths(pairs, tokenizer, args.max_length, keys.overlong)
@@ -49,7 +51,7 @@ def main(recipe: Recipe) -> None:
     adapter = lora_config(recipe, keys, model)
     # TRL would load the reference from the path in the configuration, and an adapter's folder holds no whole model.
     alone = is_adapter(keys.model_name_or_path) and not adapter
-    reference = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation) if alone else None
+    reference = load_model(keys.model_name_or_path, "model_name_or_path", attention) if alone else None
 
     trainer = DpoTrainer(
         model=model,

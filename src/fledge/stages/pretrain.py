@@ -13,8 +13,10 @@ from fledge.data.prepared import load_prepared
 from fledge.model.build import build_config, build_model, special_tokens
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
+from fledge.training.engine import in_bf16
 from fledge.training.run import finish, speed_up, start, train
 from fledge.training.trainer import Pretrainer
+from fledge.training.varlen import VARLEN, choose_attention
 
 
 def main(recipe: Recipe) -> None:
@@ -30,7 +32,8 @@ def main(recipe: Recipe) -> None:
     config = build_config(keys.model_config, tokenizer)
     require(preflight(tokenizer, config, manifest=manifest, chat=False))
     model = build_model(config)
-    model.set_attn_implementation(keys.attn_implementation)
+    attention = choose_attention(keys.attn_implementation, config, in_bf16(args))
+    model.set_attn_implementation(attention)
     stops = stop_tokens(tokenizer)  # a document may end with another token than an answer
     ends = {"eos_token_id": stops if len(stops) > 1 else stops[0]}
     model.generation_config = GenerationConfig(**special_tokens(tokenizer) | ends)
@@ -40,7 +43,7 @@ def main(recipe: Recipe) -> None:
         args=args,
         train_dataset=rows,
         eval_dataset=heldout.whole_batches(args.eval_batch_size * args.world_size) if heldout else None,
-        data_collator=PackedCollator(length, tokenizer.pad_token_id),
+        data_collator=PackedCollator(length, tokenizer.pad_token_id, attention == VARLEN),
         processing_class=tokenizer,
     )
     trainer.apply(keys, manifest)

@@ -13,9 +13,11 @@ from fledge.data.load import load_model, load_tokenizer
 from fledge.data.prepared import as_hugging_face, load_prepared
 from fledge.recipe import Recipe
 from fledge.training.arguments import library_arguments
+from fledge.training.engine import in_bf16
 from fledge.training.lora import lora_config, show_bias
 from fledge.training.run import finish, keep, speed_up, start, train
 from fledge.training.trainer import StageTrainer
+from fledge.training.varlen import VARLEN, choose_attention
 from fledge.training.vocabulary import replace_tokenizer
 
 
@@ -34,7 +36,9 @@ def main(recipe: Recipe) -> None:
 
     set_seed(args.seed)
     tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
-    model = load_model(keys.model_name_or_path, "model_name_or_path", keys.attn_implementation)
+    model = load_model(keys.model_name_or_path, "model_name_or_path")
+    attention = choose_attention(keys.attn_implementation, model.config, in_bf16(args))
+    model.set_attn_implementation(attention)
     new_tokens: list[int] = []
     if keys.tokenizer:
         known, tokenizer = tokenizer, load_tokenizer(keys.tokenizer, "tokenizer")
@@ -61,7 +65,7 @@ def main(recipe: Recipe) -> None:
     show_bias(model)
     # TRL's collator joins the whole batch into one row: right for kernels that take document boundaries, but a dense
     # mask over that row costs the square of the batch.
-    trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id)
+    trainer.data_collator = PackedCollator(length, tokenizer.pad_token_id, attention == VARLEN)
     trainer.apply(keys, manifest)
     tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
@@ -99,8 +100,17 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
             final_loss=losses[-1] if losses else None,
             processes=trainer.args.world_size,
             engine=launched_engine(),
+            **gpu_memory(),
             **results,
         )
+
+
+def gpu_memory() -> dict[str, float]:
+    """The most that tensors took of this process's GPU, and the most the allocator held, in GiB; empty on a CPU."""
+    if on_cpu():
+        return {}
+    taken, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return {"peak_gpu_gib": round(taken / 2**30, 3), "reserved_gpu_gib": round(held / 2**30, 3)}
 
 
 def parameters(model: PreTrainedModel, only_trainable: bool = False) -> int:
