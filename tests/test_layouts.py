@@ -178,10 +178,8 @@ def test_checkpoints_of_another_layout(
 ) -> None:
     checkpoint = tmp_path / "checkpoint-4"
     checkpoint.mkdir()
-    for name in ("scheduler.pt", "config.json", "model.safetensors", "trainer_state.json"):
-        (checkpoint / name).write_text("{}")
-    (checkpoint / {"plain": "optimizer.pt", "fsdp": "optimizer.bin", "zero": "global_step4"}[FAMILIES[wrote]]).touch()
-    (checkpoint / "layout.json").write_text(json.dumps({"engine": wrote, "processes": processes}))
+    made = {"topology": {"engine": wrote, "processes": processes}}
+    (checkpoint / "COMPLETE.json").write_text(json.dumps(made))
     engine, world = now.split()
     pretend(monkeypatch, **dict(LAUNCHES)[engine] | {"WORLD_SIZE": world})
 
@@ -192,7 +190,7 @@ def test_checkpoints_of_another_layout(
             refuse_other_layout(tmp_path)
         assert f"model_name_or_path: {checkpoint}" in str(raised.value)  # the other way out: the weights alone
 
-    (checkpoint / "trainer_state.json").unlink()  # not whole: nothing would be read of it
+    (checkpoint / "COMPLETE.json").unlink()  # not whole: nothing would be read of it
     refuse_other_layout(tmp_path)
 
 

@@ -238,21 +238,34 @@ def test_only_whole_checkpoints_are_resumed_from(
 ) -> None:
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(pretrained) == pretrained / "checkpoint-8"
-    for step in (4, 8):
-        shutil.copytree(pretrained / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-10")
+    shutil.copytree(pretrained / "checkpoint-4", tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-old").mkdir()
-    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
-    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "config.json", "model.safetensors"):
-        hidden = (tmp_path / "checkpoint-10" / name).rename(tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "checkpoint-4").iterdir())
+    assert {"COMPLETE.json", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"} <= {*files}
+    for number, name in enumerate(files * 2):
+        newest = shutil.copytree(pretrained / "checkpoint-8", tmp_path / "checkpoint-8") / name
+        if number < len(files):
+            newest.unlink()
+            said = f"{name} is missing"
+        else:  # as long as before, and another
+            data = bytearray(newest.read_bytes())
+            data[len(data) // 2] ^= 255
+            newest.write_bytes(data)
+            said = "COMPLETE.json is cut off" if name == "COMPLETE.json" else f"{name} has changed"
         caplog.clear()
-        assert newest_checkpoint(tmp_path).name == "checkpoint-8"
-        assert f"checkpoint-10 is incomplete ({name} missing) and is passed over" in caplog.text
-        hidden.rename(tmp_path / "checkpoint-10" / name)
-    state = tmp_path / "checkpoint-10" / "trainer_state.json"
-    state.write_text(state.read_text(encoding="utf-8")[:-20], encoding="utf-8")
-    assert newest_checkpoint(tmp_path).name == "checkpoint-8"
-    assert "the end of trainer_state.json missing" in caplog.text
+        assert newest_checkpoint(tmp_path).name == "checkpoint-4"
+        assert len(caplog.messages) == 1 and said in caplog.text and "is passed over" in caplog.text
+    assert len(list(tmp_path.glob("damaged-checkpoint-8*"))) == 2 * len(files)  # set aside, never deleted
+    assert newest_checkpoint(tmp_path).name == "checkpoint-4"
+
+
+def test_a_save_that_was_interrupted_is_set_aside(
+    pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(pretrained / "checkpoint-4", tmp_path / "checkpoint-4")
+    shutil.copytree(pretrained / "checkpoint-8", tmp_path / "unfinished" / "checkpoint-8")
+    assert newest_checkpoint(tmp_path).name == "checkpoint-4"
+    assert "checkpoint-8: its save was interrupted; it is now damaged-checkpoint-8 and is passed over" in caplog.text
 
 
 # --- DPO

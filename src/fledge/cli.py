@@ -5,13 +5,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
-from fledge.launching import EXIT_CODE_FILE, log_progress
+from fledge.launching import EXIT_CODE_FILE, Preempted, listen, log_progress
 
 
 STAGES = {
@@ -59,6 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         if code_file := os.environ.get(EXIT_CODE_FILE):
             Path(code_file).write_text("2")
         return 2
+    except Preempted as reason:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fledge: {reason}", file=sys.stderr)
+        if code_file := os.environ.get(EXIT_CODE_FILE):
+            Path(code_file).write_text(str(Preempted.exit_code))
+        return Preempted.exit_code
     except KeyboardInterrupt:
         return 130
 
@@ -89,8 +96,12 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     from fledge.arguments import LIBRARY
     from fledge.recipe import load_recipe
 
-    overrides = [word for word in argv[1:] if word != "--smoke"]
-    recipe = load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv)
+    overrides, allowed = [word for word in argv[1:] if word != "--smoke"], []
+    while "--allow-change" in overrides:
+        at = overrides.index("--allow-change")
+        allowed += overrides[at + 1 : at + 2]
+        del overrides[at : at + 2]
+    recipe = replace(load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv), allowed=tuple(allowed))
     if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
         return 0  # only training is shared work; the launch's first process does the rest alone
     if stage in LIBRARY:
@@ -98,6 +109,7 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
 
         refuse_other_layout(recipe.output_dir)
     log_progress()
+    listen()
     return import_module(f"fledge.stages.{stage}").main(recipe) or 0
 
 

@@ -45,6 +45,8 @@ class Recipe:
     sources: dict[str, str]
     smoke: bool = False
     shrunk: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+    """Keys that may differ from those of the checkpoint that is resumed: `--allow-change KEY`."""
 
     def own(self, cls: type) -> Any:
         """An instance of fledge's dataclass of this stage, its defaults filled in."""

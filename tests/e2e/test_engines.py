@@ -85,7 +85,10 @@ def test_two_processes_walk_the_curve_of_one(launched: Callable[[str], Workspace
         assert losses(two, key) == pytest.approx(losses(one, key), abs=TOLERANCE), key
     assert results["parameters"] == workspace.results("alone")["parameters"]
     checkpoint = two / "checkpoint-2"
-    assert workspace.json(f"pretrain_{engine}", "checkpoint-2", "layout.json") == {"engine": engine, "processes": 2}
+    assert workspace.json(f"pretrain_{engine}", "checkpoint-2", "COMPLETE.json")["topology"] == {
+        "engine": engine,
+        "processes": 2,
+    }
     with safe_open(one / "model.safetensors", "np") as of_one, safe_open(two / "model.safetensors", "np") as of_two:
         assert of_one.keys() == of_two.keys()
         assert {of_two.get_slice(name).get_dtype() for name in of_two.keys()} == {"F32"}  # noqa: SIM118

@@ -20,7 +20,7 @@ def interrupted(chain: Workspace, tmp_path_factory: pytest.TempPathFactory) -> W
     keep_only(workspace, "tokenizer", "prepare", "pretrain")
     # As if it never ran; a change of the recipe would do it too, but then the weights could not be compared.
     (workspace.run_folder / "pretrain").rename(workspace.folder / "uninterrupted")
-    second = workspace.run_folder / "pretrain" / "checkpoint-8" / "trainer_state.json"
+    second = workspace.run_folder / "pretrain" / "checkpoint-8" / "COMPLETE.json"
 
     process = workspace.start("fledge", "run", TINY)
     try:
@@ -36,7 +36,7 @@ def interrupted(chain: Workspace, tmp_path_factory: pytest.TempPathFactory) -> W
 
 def whole_checkpoints(workspace: Workspace) -> list[str]:
     """Steps 4 and 8, or 8 and 12 if the killer was slow."""
-    states = workspace.run_folder.glob("pretrain/checkpoint-*/trainer_state.json")
+    states = workspace.run_folder.glob("pretrain/checkpoint-*/COMPLETE.json")
     steps = sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in states)
     return [f"runs/tiny/pretrain/checkpoint-{step}" for step in steps]
 
@@ -61,7 +61,9 @@ def test_an_incomplete_checkpoint_is_passed_over(interrupted: Workspace, chain: 
 
     again = workspace.fledge("run", TINY)
 
-    assert f"{newest} is incomplete (optimizer.pt missing) and is passed over" in again.text
+    aside = f"damaged-{Path(newest).name}"
+    assert f"{newest}: optimizer.pt is missing; it is now {aside} and is passed over" in again.text
+    assert (workspace.run_folder / "pretrain" / aside).is_dir()
     assert f"resuming from {older}" in again.text
     assert workspace.weights()["pretrain"] == chain.weights()["pretrain"]
 

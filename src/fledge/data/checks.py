@@ -9,13 +9,19 @@ Every training stage runs it before its first step. Which checks run follows fro
 - against prepared rows: with `manifest`.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .template_checks import Check, check_template, spans, stop_tokens
+
+
+if TYPE_CHECKING:  # these two bring torch along
+    from transformers import GenerationConfig, PreTrainedConfig
 
 
 __all__ = [

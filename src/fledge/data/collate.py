@@ -14,7 +14,8 @@ class PackedCollator:
     """Pads rows to `max_length` and restarts position_ids at every document; the padding is a document of its own.
 
     Without an attention_mask, transformers makes the attention block-diagonal from the restarts. Takes rows of numpy
-    arrays or lists; returns input_ids, labels and position_ids, each (rows, max_length) int64.
+    arrays or lists; returns input_ids, labels and position_ids, each (rows, max_length) int64, and `rows`, their
+    numbers, if they have any.
 
     Args:
         boundaries: also return cu_seq_lens_q, (documents + 1,) int32, where each begins among all tokens, and
@@ -37,6 +38,8 @@ class PackedCollator:
             lengths = np.append(row["seq_lengths"], self.max_length - used)
             position_ids[index] -= np.repeat(np.cumsum(lengths) - lengths, lengths)
         batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+        if all("row" in row for row in rows):
+            batch["rows"] = np.array([row["row"] for row in rows])
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if not self.boundaries:
             return tensors

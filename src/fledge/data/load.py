@@ -1,26 +1,31 @@
-"""Tokenizers and models from disk or the hub, checked before transformers reads them."""
+"""Tokenizers and models from disk or the hub, checked before transformers reads them.
+
+Models, and the tokenizers of other models, are imported where they are loaded: that takes seconds, and the stages that
+make data need neither.
+"""
+
+from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    __version__,
-)
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, __version__
 
 from fledge.files import read_json
 from fledge.model import register
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizer classes that are all in tokenizer.json, as fledge writes them."""
 
 TOKENIZER_FILES = ("*.json", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
@@ -56,20 +61,24 @@ def load_tokenizer(folder: str | Path, key: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is no such folder, tokenizer.json is missing or broken, or it needs code of its own.
     """
-    register()  # of a model folder, transformers reads config.json too
     place = f"{key}: {folder}"
     local = local_folder(folder, key, TOKENIZER_FILES)
     fix = f"; {remedy(folder, key)}"
     if not (local / "tokenizer.json").is_file():
         old = [path.name for path in local.glob("*.model")]
         raise ValueError(f"{place}: holds no tokenizer.json{f', only {old[0]}, an older format' if old else ''}{fix}")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        read_object(local / name, place, fix)
+    read_object(local / "tokenizer.json", place, fix)
+    known = read_object(local / "tokenizer_config.json", place, fix).get("tokenizer_class") in PLAIN
     try:
         Tokenizer.from_file(str(local / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing more special
         raise ValueError(f"{place}: tokenizer.json is no tokenizer: {reason(error)}{fix}") from None
     try:
+        if known:
+            return PreTrainedTokenizerFast.from_pretrained(local, trust_remote_code=False, local_files_only=True)
+        from transformers import AutoTokenizer
+
+        register()  # of a model folder it reads config.json too
         return AutoTokenizer.from_pretrained(local, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place}: the tokenizer cannot be loaded: {reason(error)}{fix}") from None
@@ -86,6 +95,8 @@ def load_model(folder: str | Path, key: str, attn_implementation: str | None = N
         ValueError: there is no such folder, a file is missing or broken, a tensor is missing or of another shape, the
             weights are pickled, or the model needs code of its own.
     """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
     register()
     place = f"{key}: {folder}"
     local = local_folder(folder, key, MODEL_FILES)

@@ -10,19 +10,23 @@
 Rows are index only: a source that a mixture reads several times is stored once. All of it is memory-mapped.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 
 from fledge.files import read_json
 
 from .tokenise import IGNORED
 
+
+if TYPE_CHECKING:
+    import datasets
 
 MANIFEST = "manifest.json"
 INDEX = ("documents", "pieces", "rows")
@@ -34,8 +38,8 @@ class PreparedRows(Sequence):
     """Packed rows as training reads them: a map-style data set, also for the workers of a DataLoader.
 
     Row r is a dict of numpy arrays: input_ids and labels, (tokens,) int64; seq_lengths, the length of every piece of a
-    document, and sources, the index into manifest["sources"] of each, (pieces,) int64. The first label of a piece is
-    ignored: in a packed row what stands before it is another document.
+    document, and sources, the index into manifest["sources"] of each, (pieces,) int64; and `row`, r itself. The first
+    label of a piece is ignored: in a packed row what stands before it is another document.
     """
 
     def __init__(self, folder: str | Path, split: str, empty: int = 0) -> None:
@@ -55,7 +59,7 @@ class PreparedRows(Sequence):
     def __len__(self) -> int:
         return len(self._rows) - 1 + self._empty
 
-    def whole_batches(self, at_once: int) -> "PreparedRows":
+    def whole_batches(self, at_once: int) -> PreparedRows:
         """The same rows and as many empty ones as make a multiple of `at_once`, or a process would get some twice."""
         return PreparedRows(self.folder, self.split, -(len(self._rows) - 1) % at_once)
 
@@ -64,7 +68,8 @@ class PreparedRows(Sequence):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         if index >= len(self._rows) - 1:
-            return {name: np.array([], np.int64) for name in ("input_ids", "labels", "seq_lengths", "sources")}
+            empty = {name: np.array([], np.int64) for name in ("input_ids", "labels", "seq_lengths", "sources")}
+            return empty | {"row": index}
         found = [self._piece(*piece) for piece in self._pieces[self._rows[index] : self._rows[index + 1]].tolist()]
         ids, labels, sources = zip(*found, strict=True)
         return {
@@ -72,6 +77,7 @@ class PreparedRows(Sequence):
             "labels": np.concatenate(labels),
             "seq_lengths": np.array([len(piece) for piece in ids]),
             "sources": np.array(sources),
+            "row": index,
         }
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -132,6 +138,8 @@ def _sizes(folder: Path, split: dict[str, Any] | None, id_type: str) -> Iterator
 
 def as_hugging_face(rows: PreparedRows) -> datasets.Dataset:
     """The rows as a datasets.Dataset, which TRL's trainers insist on: row numbers, looked up as they are read."""
+    import datasets
+
     return datasets.Dataset.from_dict({"row": range(len(rows))}).with_transform(partial(_look_up, rows))
 
 

@@ -1,17 +1,17 @@
 """Text and conversations -> documents: token ids with the labels that are trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError
-from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from .faults import Tally
 from .sources import Row
+from .words import WordTable
 
 
 IGNORED = -100
@@ -77,6 +77,7 @@ class Tokeniser:
 
     def __post_init__(self) -> None:
         self.tokenizer("")  # brings the backend into the state that every call of the tokenizer works in
+        self.table = WordTable.of(self.tokenizer.backend_tokenizer)
 
     def documents(self, rows: Sequence[Row]) -> list[list[Document]]:
         """The documents of each row of a batch: one, several if it was split, none if it was dropped.
@@ -86,13 +87,19 @@ class Tokeniser:
         """
         rendered = iter(_render_all(self.tokenizer, [row.values["messages"] for row in rows if _is_chat(row)]))
         texts = [row.values["text"] for row in rows if not _is_chat(row)]
-        encoded = iter(self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = iter(self._encoded(texts))
         found = [self._chat(next(rendered), row) if _is_chat(row) else self._text(next(encoded), row) for row in rows]
         pieces = iter(self._split([row for row, documents in zip(rows, found, strict=True) if documents is None]))
         return [next(pieces) if documents is None else documents for documents in found]
 
-    def _text(self, encoding: Encoding, row: Row) -> list[Document]:
-        document = Document.of([self.tokenizer.bos_token_id, *encoding.ids, self.tokenizer.eos_token_id])
+    def _encoded(self, texts: list[str]) -> Iterable[Sequence[int]]:
+        if self.table:
+            return self.table.encode(texts)
+        backend = self.tokenizer.backend_tokenizer
+        return (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _text(self, ids: Sequence[int], row: Row) -> list[Document]:
+        document = Document.of(np.concatenate([[self.tokenizer.bos_token_id], ids, [self.tokenizer.eos_token_id]]))
         if len(document) <= self.max_length:
             return [document]
         if self.cuts_text:

@@ -1,24 +1,30 @@
 """Start one stage, through accelerate launch where it uses the layout's devices, and watch its memory."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from fledge.layouts import Layout, read_layout
 from fledge.recipe import Recipe
 
-from . import EXIT_CODE_FILE
+from . import EXIT_CODE_FILE, SIGNALS
 
 
 WITHOUT_DEVICES = ("corpus", "tokenizer", "prepare", "export")
 """Stages that run outside any process group, whatever the layout: data is made once, not once a device."""
+
+GENERATING = ("pairs", "evaluate")
+"""Stages of one process: on a CPU the launcher would only add the seconds it takes to start."""
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -39,17 +45,20 @@ class Outcome:
 
 def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outcome:
     """Run `[accelerate launch --config_file LAYOUT] -m fledge STAGE RECIPE [--key value ...]` to its end."""
-    command = [sys.executable]
-    if recipe.stage not in WITHOUT_DEVICES:
+    command, placed = [sys.executable], read_layout(layout)
+    environment = {**ALLOCATOR, **os.environ}
+    if recipe.stage in GENERATING and placed.use_cpu:
+        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads(placed, processes=1))}
+    elif recipe.stage not in WITHOUT_DEVICES:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
         # accelerate warns if it has to guess
-        command += ["--num_cpu_threads_per_process", str(threads(read_layout(layout)))]
+        command += ["--num_cpu_threads_per_process", str(threads(placed))]
         command += ["--config_file", str(layout)]
     command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides, *(["--smoke"] if recipe.smoke else [])]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
-        environment = {**ALLOCATOR, **os.environ, EXIT_CODE_FILE: str(code_file)}
-        with subprocess.Popen(command, env=environment) as process:
+        environment[EXIT_CODE_FILE] = str(code_file)
+        with subprocess.Popen(command, env=environment) as process, _passing_on(process.pid):
             watch = _Memory(process.pid)
             try:
                 code = process.wait()
@@ -64,11 +73,37 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
     return Outcome(code, watch.peak / 1e9)
 
 
-def threads(layout: Layout) -> int:
-    """OMP_NUM_THREADS if it is set; on a CPU layout each process's share of the cores, elsewhere 1."""
+@contextmanager
+def _passing_on(pid: int) -> Iterator[None]:
+    """Meanwhile a signal that asks this process to make room goes to the stage's own processes.
+
+    Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds.
+    """
+
+    def tell(number: int, frame: Any) -> None:
+        for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+            with suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words:
+                    process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, tell) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def threads(layout: Layout, processes: int | None = None) -> int:
+    """OMP_NUM_THREADS if it is set; on a CPU layout each process's share of the cores, elsewhere 1.
+
+    Args:
+        processes: on this machine, if not as many as the layout says.
+    """
     if "OMP_NUM_THREADS" in os.environ:
         return int(os.environ["OMP_NUM_THREADS"])
-    here = layout.num_processes // layout.num_machines
+    here = processes or layout.num_processes // layout.num_machines
     return max(1, os.cpu_count() // here) if layout.use_cpu else 1
 
 

@@ -38,13 +38,14 @@ class Record:
         self.folder = recipe.output_dir
         self.is_main = is_main
         self.stage, self.name = recipe.stage, recipe.name
+        self.resolved = resolved(recipe, library_values)
         self.began = time.time()
         if is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / SUMMARY).unlink(missing_ok=True)
             if not list(self.folder.glob("checkpoint-*")):  # a stage that begins anew, and does not resume
                 (self.folder / METRICS).unlink(missing_ok=True)
-            write_json(self.folder / "recipe.json", resolved(recipe, library_values))
+            write_json(self.folder / "recipe.json", self.resolved)
             write_json(self.folder / "versions.json", versions())
 
     @property

@@ -1,8 +1,20 @@
-"""Which checkpoint a stage resumes from: the newest whole one."""
+"""Checkpoints that are whole or not there; nothing else in fledge may say which one is the newest.
 
+    unfinished/checkpoint-40      a save under way; every process writes into it
+    checkpoint-40                 the same folder, renamed once all of its files are hashed and on the disk
+    checkpoint-40/COMPLETE.json   written last: its files with their SHA-256, who wrote them, and from what
+    damaged-checkpoint-40         set aside: it is not what COMPLETE.json says, or never got one
+
+Marked like this by OLMo-core and by torch's distributed checkpoints; hashed like Megatron-LM's integrity.json.
+"""
+
+import hashlib
 import logging
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +22,168 @@ from fledge.files import read_json, write_json
 from fledge.layouts import FAMILIES, launched_engine
 
 
+COMPLETE = "COMPLETE.json"
+UNFINISHED = "unfinished"
+DAMAGED = "damaged-"
+
 NEEDED = ("trainer_state.json", "scheduler.pt", "config.json")
-"""Without its scheduler or optimizer the Trainer would start anew without a word; trainer_state.json comes last."""
-
 OPTIMIZER = {"plain": "optimizer.pt", "fsdp": "optimizer.bin", "zero": "global_step*"}
-"""Where each family of engines keeps the optimizer's state."""
-
-TOPOLOGY = "layout.json"
-"""In a checkpoint: the engine and the processes that wrote it."""
+"""Where each family of engines keeps the optimizer's state. Without it, without the scheduler's or the random numbers'
+the Trainer would go on with new ones, and say nothing."""
 
 logger = logging.getLogger(__name__)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint under `output_dir`; incomplete ones are named in a warning and left alone."""
-    for folder, missing in _checkpoints(output_dir):
-        if missing:
-            logger.warning("%s is incomplete (%s missing) and is passed over", folder, ", ".join(missing))
-    return _newest(output_dir)
+    """The newest checkpoint that is what its COMPLETE.json says; reads all of it.
+
+    What is not is renamed to damaged-checkpoint-N, never deleted, and named in a warning. For one process of a launch.
+    """
+    for folder in [*(output_dir / UNFINISHED).glob("checkpoint-*"), *_by_step(output_dir)]:
+        fault = "its save was interrupted" if folder.parent.name == UNFINISHED else fault_of(folder)
+        if fault is None and made_from(folder)["weights_only"]:
+            logger.warning("%s holds weights alone (save_only_model) and is passed over", folder)
+            continue
+        if fault is None:
+            return folder
+        aside = _set_aside(folder, output_dir)
+        logger.warning("%s: %s; it is now %s and is passed over", folder, fault, aside.name)
+    return None
 
 
-def _newest(output_dir: Path) -> Path | None:
-    return next((folder for folder, missing in _checkpoints(output_dir) if not missing), None)
+def newest_marked(output_dir: Path) -> Path | None:
+    """The newest checkpoint that has a COMPLETE.json, whether or not its files are still what that says."""
+    return next((folder for folder in _by_step(output_dir) if (folder / COMPLETE).is_file()), None)
 
 
-def _checkpoints(output_dir: Path) -> list[tuple[Path, list[str]]]:
-    """The checkpoints under `output_dir`, the newest first, each with what it lacks."""
+def made_from(checkpoint: Path) -> dict[str, Any]:
+    """What COMPLETE.json says of a checkpoint."""
+    return read_json(checkpoint / COMPLETE)
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Why one cannot be resumed from: the first file that is missing or changed; None if it is whole."""
+    try:
+        complete = read_json(checkpoint / COMPLETE)
+        files: dict[str, dict[str, Any]] = complete["files"]
+    except FileNotFoundError:
+        return f"{COMPLETE} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{COMPLETE} is cut off or no longer JSON"
+    for name, its in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != its["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes of {its['bytes']}"
+    found = _digests(checkpoint, list(files))
+    return next((f"{name} has changed" for name in files if found[name] != files[name]["sha256"]), None)
+
+
+def staged(output_dir: Path) -> Path:
+    """The folder that processes write a checkpoint's folder into."""
+    return output_dir / UNFINISHED
+
+
+def commit(output_dir: Path, name: str, made: dict[str, Any], weights_only: bool = False) -> Path:
+    """Give a checkpoint that all processes have written its name: hash, sync, rename, mark. For one process.
+
+    Args:
+        made: of what it was made, for COMPLETE.json.
+        weights_only: it was saved without what resuming needs (save_only_model).
+
+    Raises:
+        ValueError: the library left out a file that resuming needs.
+    """
+    unfinished, final = staged(output_dir) / name, output_dir / name
+    lacking = [] if weights_only else [file for file in _needed() if not list(unfinished.glob(file))]
+    if lacking:
+        raise ValueError(f"{unfinished}: the save left out {', '.join(lacking)}; nothing was committed")
+    names = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
+    for file in names:
+        _sync(unfinished / file)
+    hashes = _digests(unfinished, names)
+    files = {file: {"bytes": (unfinished / file).stat().st_size, "sha256": hashes[file]} for file in names}
+    if final.exists():  # of an earlier attempt at the same step
+        _set_aside(final, output_dir)
+    unfinished.rename(final)
+    _sync(output_dir)
+    write_json(final / COMPLETE, {**made, "topology": topology(), "weights_only": weights_only, "files": files})
+    _sync(final / COMPLETE)
+    _sync(final)
+    return final
+
+
+def rotate(output_dir: Path, keep: int | None, best: str | None) -> None:
+    """Delete the oldest whole checkpoints until `keep` are left; never the newest or `best`."""
+    whole = [folder for folder in _by_step(output_dir) if (folder / COMPLETE).is_file()]
+    spared = {folder for folder in whole if best and folder.name == Path(best).name}
+    for folder in whole[max(keep or len(whole), 1) :]:
+        if folder not in spared:
+            (folder / COMPLETE).unlink()  # first: half of it must not look whole
+            shutil.rmtree(folder)
+
+
+def refuse_full_disk(output_dir: Path, expected: int) -> None:
+    """Raise ValueError, before anything is written, if the next checkpoint will not fit on the disk.
+
+    Args:
+        expected: its bytes, if there is no earlier one to tell.
+    """
+    newest = newest_marked(output_dir)
+    if newest:
+        expected = sum(its["bytes"] for its in made_from(newest)["files"].values())
+    free = shutil.disk_usage(output_dir).free
+    if free < 1.02 * expected:
+        kept = f"; {newest} is whole, and the same command goes on from it" if newest else ""
+        raise ValueError(
+            f"output_dir: {output_dir}: the next checkpoint takes {expected / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
+            f"free; make room, or state a smaller save_total_limit{kept}"
+        )
+
+
+def topology() -> dict[str, Any]:
+    """The engine and the number of processes of this launch."""
+    return {"engine": launched_engine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+
+
+def _needed() -> Iterator[str]:
+    now = topology()
+    yield from (*NEEDED, "*.safetensors", OPTIMIZER[FAMILIES[now["engine"]]])
+    processes = now["processes"]
+    yield from ([f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"])
+
+
+def _by_step(output_dir: Path) -> list[Path]:
+    """The folders named as checkpoints, the newest first."""
     steps = {folder: re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in output_dir.glob("checkpoint-*")}
-    newest_first = sorted((folder for folder in steps if steps[folder]), key=lambda folder: -int(steps[folder][1]))
-    return [(folder, _missing(folder)) for folder in newest_first]
+    return sorted((folder for folder in steps if steps[folder]), key=lambda folder: -int(steps[folder][1]))
 
 
-def _missing(folder: Path) -> list[str]:
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
-    missing += [] if list(folder.glob("*.safetensors")) else ["model.safetensors"]
-    missing += [] if any(list(folder.glob(name)) for name in OPTIMIZER.values()) else ["optimizer.pt"]
-    if not missing and not _is_json(folder / "trainer_state.json"):
-        missing = ["the end of trainer_state.json"]
-    return missing
+def _set_aside(folder: Path, output_dir: Path) -> Path:
+    target, number = output_dir / f"{DAMAGED}{folder.name}", 1
+    while target.exists():
+        number += 1
+        target = output_dir / f"{DAMAGED}{folder.name}-{number}"
+    return folder.rename(target)
 
 
-def write_topology(checkpoint: Path) -> None:
-    """Note beside a checkpoint's weights which engine on how many processes is about to complete it."""
-    write_json(checkpoint / TOPOLOGY, _topology())
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_other_layout(output_dir: Path) -> None:
@@ -61,10 +192,10 @@ def refuse_other_layout(output_dir: Path) -> None:
     One process and DDP read each other's, at any number of processes; so do FSDP2 and HSDP. ZeRO's optimizer state is
     cut for its stage and its number of processes. To be called before anything heavy is imported.
     """
-    checkpoint = _newest(output_dir)
-    if checkpoint is None or not (checkpoint / TOPOLOGY).is_file():
+    checkpoint = newest_marked(output_dir)
+    if checkpoint is None:
         return
-    wrote, now = read_json(checkpoint / TOPOLOGY), _topology()
+    wrote, now = made_from(checkpoint)["topology"], topology()
     family = FAMILIES[wrote["engine"]]
     if wrote == now or (family == FAMILIES[now["engine"]] and family != "zero"):
         return
@@ -75,50 +206,9 @@ def refuse_other_layout(output_dir: Path) -> None:
     )
 
 
-def _topology() -> dict[str, Any]:
-    return {"engine": launched_engine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
-
-
 def _readers(wrote: dict[str, Any]) -> str:
     family = FAMILIES[wrote["engine"]]
     if family == "zero":
         return f"a {wrote['engine']} layout of {wrote['processes']} process(es)"
     engines = [engine for engine, its in FAMILIES.items() if its == family]
     return f"a layout of {' or '.join(engines)}, of any number of processes"
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        read_json(path)
-    except ValueError:
-        return False
-    return True
-
-
-UNIMPORTANT = re.compile(
-    r"(logging|save|eval|hub|dataloader|report|push|per_device|disable|include|log|torch_compile|auto_find)(_|$).*"
-    r"|output_dir|run_name|use_cpu|gradient_accumulation_steps|project|trackio.*"
-)
-"""Keys that may change between a checkpoint and its resumption: they move no weight."""
-
-
-def refuse_changed(output_dir: Path, now: dict[str, Any]) -> None:
-    """Raise ValueError if `output_dir` holds checkpoints of a recipe that trains something else.
-
-    Args:
-        now: the resolved recipe, key -> {"value", "from"}; compared with the recipe.json beside the checkpoints.
-    """
-    recorded = output_dir / "recipe.json"
-    if not recorded.is_file() or not list(output_dir.glob("checkpoint-*")):
-        return
-    before = read_json(recorded)
-    changed = [
-        f"{key} was {before.get(key, {}).get('value')!r} and is {now.get(key, {}).get('value')!r}"
-        for key in sorted({*before, *now})
-        if not UNIMPORTANT.fullmatch(key) and before.get(key, {}).get("value") != now.get(key, {}).get("value")
-    ]
-    if changed:
-        raise ValueError(
-            f"{output_dir} holds checkpoints of another recipe: {'; '.join(changed)}; "
-            "take another output_dir, or move this one away"
-        )

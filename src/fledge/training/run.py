@@ -1,23 +1,27 @@
 """How every training stage begins and ends, in four plain calls: start, speed_up, train, finish."""
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
+from fledge.launching import Preempted
 from fledge.layouts import launched_engine
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.model.build import decoder_layers
 from fledge.recipe import Recipe, resolved
-from fledge.results.record import Record, read_metrics
+from fledge.results.record import Record, read_metrics, versions
 
 from . import cpu_head
 from .arguments import values_of
-from .checkpoints import newest_checkpoint, refuse_changed
+from .checkpoints import made_from, newest_checkpoint, newest_marked
 from .engine import refuse_other
+from .origin import origin, refuse_changed
+from .preemption import PreemptionCallback
 from .trainer import RecordCallback, StageTrainer
 
 
@@ -28,8 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 def start(recipe: Recipe, args: TrainingArguments) -> Record:
-    """Begin the stage's record; refuses to go on from checkpoints of another recipe."""
-    refuse_changed(recipe.output_dir, resolved(recipe, values_of(args)))
+    """Begin the stage's record; refuses to go on from checkpoints that were made of something else."""
+    checkpoint = newest_marked(recipe.output_dir)
+    if checkpoint and is_main_process():
+        now = origin(recipe, resolved(recipe, values_of(args)))
+        refuse_changed(checkpoint, made_from(checkpoint), now, recipe.allowed)
     return Record(recipe, values_of(args), is_main_process())
 
 
@@ -61,15 +68,32 @@ def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
     """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
     refuse_other(trainer)
-    callback = RecordCallback(record, tokens_per_step)
+    callback = RecordCallback(record, tokens_per_step, trainer.guard)
     trainer.add_callback(callback)
     if is_peft_model(trainer.model):
         trained, every = (parameters(trainer.model, only_trainable=only) for only in (True, False))
         logger.info("LoRA: %s parameters are trained, %s stay as they are", f"{trained:,}", f"{every - trained:,}")
-    checkpoint = newest_checkpoint(recipe.output_dir)
+    stop = PreemptionCallback()
+    trainer.add_callback(stop)
+    trainer.made = cache(lambda: {**origin(recipe, record.resolved), "versions": versions()})
+    checkpoint = _newest_for_all(recipe.output_dir, trainer.args.world_size)
     if checkpoint is None:
         trainer.train()
-        return callback
+    else:
+        _resume(trainer, callback, checkpoint)
+    if stop.agreed and trainer.state.global_step < trainer.planned_steps():
+        at = f"step {trainer.state.global_step} of {trainer.planned_steps()}"
+        raise Preempted(f"asked to make room: stopped after {at} with a checkpoint; the same command goes on from it")
+    return callback
+
+
+def _newest_for_all(output_dir: Path, processes: int) -> Path | None:
+    """The checkpoint to resume from: one process reads and verifies it, and tells the others."""
+    found = [newest_checkpoint(output_dir) if is_main_process() else None]
+    return (broadcast_object_list(found) if processes > 1 else found)[0]
+
+
+def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -> None:
     logger.warning("resuming from %s", checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     callback.resume(state.global_step)
@@ -81,7 +105,6 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
         trainer.state = state
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    return callback
 
 
 def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **results: Any) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from trl.trainer.utils import add_fused_lm_head
 from fledge.arguments import TrainingKeys
 from fledge.results.record import Record, read_metrics
 
-from .checkpoints import write_topology
+from .checkpoints import commit, refuse_full_disk, rotate, staged
+from .guard import Guard
 from .muon import MuonWithAdamW, hidden_matrices
+from .preemption import EvaluationLeft
 
 
 class StageTrainer(Trainer):
@@ -24,6 +27,14 @@ class StageTrainer(Trainer):
     decay_ratio: float | None = None
     muon_learning_rate: float | None = None
     heldout_tokens_per_row: float | None = None
+    made: Callable[[], dict[str, Any]] = dict
+    """What checkpoints say that they were made of; `train` of fledge.training.run sets it."""
+    _saving = False
+    _rows: torch.Tensor | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.guard = Guard()
+        super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """With `muon_learning_rate`, the decoder's matrices go to Muon and the rest to the optimizer of `optim`."""
@@ -63,6 +74,21 @@ class StageTrainer(Trainer):
             num_items_in_batch = rows * self.heldout_tokens_per_row
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self._rows = inputs.pop("rows", None)  # for the guard, not for the model
+        return super()._prepare_inputs(inputs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.guard.take(loss, self._rows)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None:  # DeepSpeed has stepped by now, and knows no norm before
+            self.guard.check(norm, self.state.global_step + 1)
+        return norm
+
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
         if self.args.max_steps > 0:
@@ -76,13 +102,47 @@ class StageTrainer(Trainer):
             tied = getattr(self.model, "all_tied_weights_keys", {})
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         super()._save(output_dir, state_dict)
-        if folder.name.startswith("checkpoint-") and self.args.should_save:
-            write_topology(folder)
         # A pickle, and it would hold a hub token in clear text.
         (folder / "training_args.bin").unlink(missing_ok=True)
         if is_peft_model(self.model):  # what the adapter makes of its base, and where that stops
             self.model.config.save_pretrained(folder)
             self.model.generation_config.save_pretrained(folder)
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(staged(Path(self.args.output_dir))) if self._saving else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer saves, but beside; the last process done, it is committed, and only then older ones go."""
+        args, state, folder = self.args, self.state, Path(self.args.output_dir)
+        push, limit = args.push_to_hub, args.save_total_limit
+        if args.should_save:
+            refuse_full_disk(folder, 12 * sum(weight.numel() for weight in self.model.parameters()))
+        args.push_to_hub, args.save_total_limit, self._saving = False, None, True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            args.push_to_hub, args.save_total_limit, self._saving = push, limit, False
+        name = f"checkpoint-{state.global_step}"
+        best = folder / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and (best.name == name or best.is_dir()):
+            state.best_model_checkpoint = str(best)
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            state.save_to_json(str(staged(folder) / name / "trainer_state.json"))
+            commit(folder, name, {"step": state.global_step, **self.made()}, args.save_only_model)
+            rotate(folder, limit, state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if push:
+            self._push_from_checkpoint(str(folder / name))
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except EvaluationLeft:
+            self.control.should_training_stop = True
+            self._save_checkpoint(model, trial)
 
 
 class Pretrainer(StageTrainer):
@@ -102,11 +162,13 @@ class RecordCallback(TrainerCallback):
 
     Args:
         tokens_per_step: real tokens of an optimizer step over all processes, padding not counted.
+        guard: knows which rows the first process has read, for `rows` of a line.
     """
 
-    def __init__(self, record: Record, tokens_per_step: float) -> None:
+    def __init__(self, record: Record, tokens_per_step: float, guard: Guard) -> None:
         self.record = record
         self.tokens_per_step = tokens_per_step
+        self.guard = guard
         self.train_seconds = 0.0
         self.steps = 0
         self._mark = (0, 0.0)
@@ -144,5 +206,6 @@ class RecordCallback(TrainerCallback):
                 values["tokens_per_second"] = round(rate, 1)
             values["tokens"] = round(state.global_step * self.tokens_per_step)
             values["train_seconds"] = round(self.train_seconds, 2)
+            values["rows"] = self.guard.rows_digest()
             self._mark = (self.steps, self.train_seconds)
         self.record.log(step=state.global_step, **values)
