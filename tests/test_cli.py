@@ -187,3 +187,10 @@ def test_chat(fake: Callable[..., list]) -> None:
         "greedy": True,
         "device": "cpu",
     }
+
+
+@pytest.mark.parametrize("stage", ["corpus", "tokenizer", "prepare"])
+def test_stages_that_make_data_begin_without_torch(stage: str) -> None:
+    said = f"import sys, fledge.stages.{stage}; print(sorted({{'torch', 'datasets', 'pandas'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

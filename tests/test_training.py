@@ -259,6 +259,23 @@ def test_only_whole_checkpoints_are_resumed_from(
     assert newest_checkpoint(tmp_path).name == "checkpoint-4"
 
 
+def test_a_loss_that_is_no_number_stops_before_the_update(
+    run_stage: Callable[..., Path], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = Pretrainer.compute_loss
+
+    def poisoned(self: Pretrainer, *args: Any, **kwargs: Any) -> Any:
+        bad = self.model.training and self.state.global_step == 5
+        return loss(self, *args, **kwargs) * (float("nan") if bad else 1.0)
+
+    monkeypatch.setattr(Pretrainer, "compute_loss", poisoned)
+    with pytest.raises(ValueError, match=r"step 6: process 0: loss nan on rows \[\d+, \d+\] of the prepared data"):
+        run_stage("pretrain", 2, 2, **PRETRAIN, output_dir=tmp_path)
+    newest = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "checkpoint-4"
+    assert_equal_weights(pretrained / "checkpoint-4", newest, 0.0)
+
+
 def test_a_save_that_was_interrupted_is_set_aside(
     pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

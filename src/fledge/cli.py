@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
+from fledge.files import hold
 from fledge.launching import EXIT_CODE_FILE, Preempted, listen, log_progress
 
 
@@ -108,6 +109,8 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
         from fledge.training.checkpoints import refuse_other_layout
 
         refuse_other_layout(recipe.output_dir)
+    if os.environ.get("RANK", "0") == "0":
+        hold(recipe.output_dir)
     log_progress()
     listen()
     return import_module(f"fledge.stages.{stage}").main(recipe) or 0

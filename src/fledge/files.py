@@ -1,8 +1,38 @@
-"""JSON files that are whole or not there."""
+"""JSON files that are whole or not there, and folders that one run writes at a time."""
 
+import fcntl
 import json
+import os
+import platform
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+
+_held: dict[Path, TextIO] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keep other runs out of `folder` for as long as this process lives; its lock is the file .NAME.lock beside it.
+
+    Raises:
+        ValueError: another run is in it. Nothing was written.
+    """
+    lock = folder.absolute().with_name(f".{folder.name}.lock")
+    if lock in _held:
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = lock.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another run"
+        raise ValueError(f"{folder} is in use by {holder}; wait for it, or take another output_dir") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
+    _held[lock] = file
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -68,6 +68,14 @@ def test_an_incomplete_checkpoint_is_passed_over(interrupted: Workspace, chain: 
     assert workspace.weights()["pretrain"] == chain.weights()["pretrain"]
 
 
+def test_another_recipe_does_not_go_on_unless_it_is_meant(interrupted: Workspace, tmp_path: Path) -> None:
+    workspace = interrupted.copy(tmp_path / "workspace")
+    wrong = workspace.fledge("pretrain", RECIPE, "--seed", "5", code=2)
+    assert "was made of something else: seed was 1 and is 5" in wrong.err and "Traceback" not in wrong.err
+    meant = workspace.fledge("pretrain", RECIPE, "--seed", "5", "--allow-change", "seed")
+    assert "resuming from runs/tiny/pretrain/checkpoint-" in meant.text
+
+
 def test_a_truncated_file_stops_the_chain_with_one_message(mine: Workspace) -> None:
     corpus = mine.run_folder / "corpus" / "poems" / "heldout.parquet"
     whole = corpus.read_bytes()

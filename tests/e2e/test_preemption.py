@@ -101,6 +101,20 @@ def test_two_processes_agree_on_the_step(long: Workspace, told: tuple[int, ...])
     assert long.results("two")["steps"] == 12
 
 
+def test_a_second_run_is_refused(long: Workspace) -> None:
+    process = begin(long, "fledge", "run", TINY)
+    try:
+        files = long.files().keys()
+        whole = long.fledge("run", TINY, code=2)
+        stage = long.fledge("pretrain", RECIPE, code=2)
+    finally:
+        kill(process)
+    for refused, folder in ((whole, "runs/tiny"), (stage, "runs/tiny/pretrain")):
+        assert f"{folder} is in use by process" in refused.err and "Traceback" not in refused.err
+    assert not {path for path in files - long.files().keys() if "checkpoint" not in path}
+    long.fledge("run", TINY)  # whoever was killed holds nothing
+
+
 def test_a_launcher_that_dies_takes_its_stage_along(long: Workspace) -> None:
     process = begin(long, "fledge", "run", TINY)
     (stage,) = stage_processes(process.pid)

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fledge.files import write_json
+from fledge.files import hold, write_json
 from fledge.layouts import find_layout, read_layout
 from fledge.recipe import Recipe
 from fledge.results.report import headlines
 from fledge.results.report import write as write_report
 
+from . import Preempted
 from .plan import STATE, fingerprint, inputs, is_done, is_variant, read_folder, result_files, state_of
 from .process import launch
 
@@ -43,6 +44,7 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
             raise ValueError(f"{name}: no stage of {folder}; its stages are {', '.join(names)}{named}")
 
     home = Path(os.path.commonpath([recipe.output_dir for recipe in recipes]))
+    hold(home)
     if smoke:
         say_what_shrank(recipes, home)
     if variants:
@@ -60,6 +62,9 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
         say(f"[{index + 1}/{len(recipes)}] {recipe.name}: {what}")
         if not skipped:
             state, code = run_stage(recipe, layout, state, prints[recipe.name])
+            if code == Preempted.exit_code:
+                say(f"{recipe.name} made room; the same command goes on")
+                return code
             if code:
                 say(f"{recipe.name} failed with exit code {code}; the same command continues here")
                 return code
