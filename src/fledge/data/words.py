@@ -7,11 +7,11 @@ same: a text with anything in it that could be cut in another way goes to tokeni
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
-import regex
 from tokenizers import Tokenizer
 
 
@@ -19,7 +19,9 @@ MOST_WORDS = 1 << 18
 """Of a table, about 50 MB; when it is full, it is begun anew."""
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
-GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+"""Of GPT-2's pattern, with what Python calls letters and digits; where Unicode has another opinion, such as on ½, the
+character is found not to be cut alike."""
 EACH_CHARACTER = r"(?s:.)"
 
 
@@ -28,11 +30,11 @@ class WordTable:
 
     def __init__(self, backend: Tokenizer, pattern: str) -> None:
         self.backend = backend
-        self.cut = regex.compile(pattern).findall
+        self.cut = re.compile(pattern).findall
         self.added = [token.content for token in backend.get_added_tokens_decoder().values()]
         self.ids: dict[str, tuple[int, ...]] = {}
         self.known: set[str] = set()
-        """Characters that regex and tokenizers take for the same kind: letter, number, space or none of them."""
+        """Characters that Python and tokenizers take for the same kind: letter, number, space or none of them."""
 
     @classmethod
     def of(cls, backend: Tokenizer) -> "WordTable | None":
@@ -44,15 +46,21 @@ class WordTable:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text without special tokens around it, (tokens,) int32."""
-        words = [self.cut(text) if self._cuts_alike(text) else None for text in texts]
-        whole = iter(self._encode([text for text, its in zip(texts, words, strict=True) if its is None]))
-        new = set(chain.from_iterable(its for its in words if its)).difference(self.ids)
-        if len(self.ids) + len(new) > MOST_WORDS:
+        alike = [self._cuts_alike(text) for text in texts]
+        whole = iter(self._encode([text for text, is_alike in zip(texts, alike, strict=True) if not is_alike]))
+        pairs = zip(texts, alike, strict=True)
+        return [self._of_words(self.cut(text)) if is_alike else _array([next(whole)]) for text, is_alike in pairs]
+
+    def _of_words(self, words: list[str]) -> np.ndarray:
+        try:
+            return _array(map(self.ids.__getitem__, words))
+        except KeyError:
+            pass
+        if len(self.ids) > MOST_WORDS:
             self.ids.clear()
-            new = set(chain.from_iterable(its for its in words if its))
-        self.ids.update(zip(new, self._encode(list(new)), strict=True))
-        found = [next(whole) if its is None else chain.from_iterable(map(self.ids.__getitem__, its)) for its in words]
-        return [np.fromiter(ids, np.int32) for ids in found]
+        new = list(set(words).difference(self.ids))
+        self.ids.update(zip(new, self._encode(new), strict=True))
+        return _array(map(self.ids.__getitem__, words))
 
     def _encode(self, texts: list[str]) -> list[tuple[int, ...]]:
         return [tuple(encoding.ids) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -70,6 +78,10 @@ class WordTable:
         tried = f"a{character}a1{character}1!{character}! {character} {character}{character}"
         wanted = [tried[start:end] for _, (start, end) in self.backend.pre_tokenizer.pre_tokenize_str(tried)]
         return self.cut(tried) == wanted
+
+
+def _array(ids: Iterable[Iterable[int]]) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(ids), np.int32)
 
 
 def _pattern(pre_tokenizer: dict | None) -> str | None:
