@@ -12,20 +12,23 @@ from typing import Any, TextIO
 _held: dict[Path, TextIO] = {}
 
 
-def hold(folder: Path) -> None:
-    """Keep other runs out of `folder` for as long as this process lives; its lock is the file .NAME.lock beside it.
+def hold(folder: Path, lock: Path | None = None) -> None:
+    """Keep other runs out of `folder` for as long as this process lives.
+
+    Args:
+        lock: the file that says so; .NAME.lock beside the folder if None.
 
     Raises:
         ValueError: another run is in it. Nothing was written.
     """
-    lock = folder.absolute().with_name(f".{folder.name}.lock")
+    lock = (lock or folder.with_name(f".{folder.name}.lock")).absolute()
     if lock in _held:
         return
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = lock.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another run"
         raise ValueError(f"{folder} is in use by {holder}; wait for it, or take another output_dir") from None

@@ -44,7 +44,7 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
             raise ValueError(f"{name}: no stage of {folder}; its stages are {', '.join(names)}{named}")
 
     home = Path(os.path.commonpath([recipe.output_dir for recipe in recipes]))
-    hold(home)
+    hold(home, home / ".chain.lock")
     if smoke:
         say_what_shrank(recipes, home)
     if variants:

@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -32,7 +33,8 @@ class PreemptionCallback(TrainerCallback):
         if threading.current_thread() is threading.main_thread():  # Ray calls a stage from another one
             for number in SIGNALS:
                 signal.signal(number, self._hear)
-        if sys.platform == "linux":  # a launcher that dies asks too, or the stage would go on without it
+        # A launcher that dies asks too, or the stage would go on without it. A shell may die: that is what nohup is for.
+        if sys.platform == "linux" and "accelerate" in " ".join(psutil.Process().parent().cmdline()):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def _hear(self, number: int, frame: Any) -> None:

@@ -116,7 +116,8 @@ class StageTrainer(Trainer):
         args, state, folder = self.args, self.state, Path(self.args.output_dir)
         push, limit = args.push_to_hub, args.save_total_limit
         if args.should_save:
-            refuse_full_disk(folder, 12 * sum(weight.numel() for weight in self.model.parameters()))
+            trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+            refuse_full_disk(folder, (4 if args.save_only_model else 12) * trained)  # float32, with two moments
         args.push_to_hub, args.save_total_limit, self._saving = False, None, True
         try:
             super()._save_checkpoint(model, trial)
