@@ -33,7 +33,7 @@ class PreemptionCallback(TrainerCallback):
         if threading.current_thread() is threading.main_thread():  # Ray calls a stage from another one
             for number in SIGNALS:
                 signal.signal(number, self._hear)
-        # A launcher that dies asks too, or the stage would go on without it. A shell may die: that is what nohup is for.
+        # A launcher that dies asks too, or the stage would go on without it. Not a shell: that is what nohup is for.
         if sys.platform == "linux" and "accelerate" in " ".join(psutil.Process().parent().cmdline()):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
