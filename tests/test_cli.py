@@ -54,7 +54,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> str:
+def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "export.yaml"
     recipe.write_text("model_name_or_path: runs/a\noutput_dir: runs/b\n")
     return str(recipe)

@@ -23,6 +23,7 @@ FLOORS = [
         "model",
         "overrides",
         "planning",
+        "preempted",
         "recipe",
         "schema",
     },

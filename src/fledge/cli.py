@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
-from fledge.files import hold
-from fledge.launching import EXIT_CODE_FILE, Preempted, listen, log_progress
+from fledge.launching import EXIT_CODE_FILE, log_progress
+from fledge.preempted import Preempted, listen
 
 
 STAGES = {
@@ -109,8 +109,6 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
         from fledge.training.checkpoints import refuse_other_layout
 
         refuse_other_layout(recipe.output_dir)
-    if os.environ.get("RANK", "0") == "0":
-        hold(recipe.output_dir)
     log_progress()
     listen()
     return import_module(f"fledge.stages.{stage}").main(recipe) or 0

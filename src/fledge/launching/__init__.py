@@ -2,33 +2,10 @@
 
 import logging
 import os
-import signal
-from typing import Any, NoReturn
 
 
 EXIT_CODE_FILE = "FLEDGE_EXIT_CODE_FILE"
 """Environment variable: where a stage leaves its exit code, which accelerate's launcher turns into 1."""
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a run to make room: to save and end, and be started again."""
-
-
-class Preempted(SystemExit):
-    """The run was asked to make room; nothing is wrong, and the same command goes on."""
-
-    exit_code = 75
-    """EX_TEMPFAIL of sysexits.h."""
-
-
-def listen() -> None:
-    """Let SIGNALS raise Preempted, so that partial files are cleared away and the exit code tells."""
-
-    def leave(number: int, frame: Any) -> NoReturn:
-        raise Preempted(f"stopped by {signal.Signals(number).name}; the same command goes on from what is done")
-
-    for number in SIGNALS:
-        signal.signal(number, leave)
 
 
 def log_progress() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from fledge.files import hold, write_json
 from fledge.layouts import find_layout, read_layout
+from fledge.preempted import Preempted
 from fledge.recipe import Recipe
 from fledge.results.report import headlines
 from fledge.results.report import write as write_report
 
-from . import Preempted
 from .plan import STATE, fingerprint, inputs, is_done, is_variant, read_folder, result_files, state_of
 from .process import launch
 

@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 
 from fledge.layouts import Layout, read_layout
+from fledge.preempted import SIGNALS
 from fledge.recipe import Recipe
 
-from . import EXIT_CODE_FILE, SIGNALS
+from . import EXIT_CODE_FILE
 
 
 WITHOUT_DEVICES = ("corpus", "tokenizer", "prepare", "export")

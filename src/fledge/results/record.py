@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge import __version__
-from fledge.files import write_json
+from fledge.files import hold, write_json
 from fledge.recipe import Recipe, resolved
 
 
@@ -41,6 +41,7 @@ class Record:
         self.resolved = resolved(recipe, library_values)
         self.began = time.time()
         if is_main:
+            hold(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / SUMMARY).unlink(missing_ok=True)
             if not list(self.folder.glob("checkpoint-*")):  # a stage that begins anew, and does not resume

@@ -15,7 +15,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fledge.launching import SIGNALS
+from fledge.preempted import SIGNALS
 
 
 PR_SET_PDEATHSIG = 1

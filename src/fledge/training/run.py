@@ -9,10 +9,10 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
-from fledge.launching import Preempted
 from fledge.layouts import launched_engine
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.model.build import decoder_layers
+from fledge.preempted import Preempted
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import Record, read_metrics, versions
 
