@@ -40,7 +40,7 @@ def packed(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Callable[[str]
     def pack(kind: str) -> dict[str, Any]:
         rows = packed_rows(tmp_path / kind, tokenizer, KINDS[kind], LENGTH)
         assert len(rows) > 1 and max(len(row["seq_lengths"]) for row in rows) > 2
-        return {"rows": rows, **PackedCollator(LENGTH, tokenizer.pad_token_id)(rows)}
+        return {**PackedCollator(LENGTH, tokenizer.pad_token_id)(rows), "rows": rows}
 
     return pack
 

@@ -266,7 +266,8 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
 
     def poisoned(self: Pretrainer, *args: Any, **kwargs: Any) -> Any:
         bad = self.model.training and self.state.global_step == 5
-        return loss(self, *args, **kwargs) * (float("nan") if bad else 1.0)
+        found = loss(self, *args, **kwargs)
+        return found * float("nan") if bad else found
 
     monkeypatch.setattr(Pretrainer, "compute_loss", poisoned)
     with pytest.raises(ValueError, match=r"step 6: process 0: loss nan on rows \[\d+, \d+\] of the prepared data"):
