@@ -122,12 +122,24 @@ def test_a_step_that_is_not_finite_is_named() -> None:
     guard = Guard()
     for loss, rows in ((1.0, [3, 4]), (float("nan"), [5, 6])):
         guard.take(torch.tensor(loss), torch.tensor(rows))
-    with pytest.raises(ValueError, match=r"step 7: process 0: loss nan on rows \[5, 6\] .* stopped before the update"):
+    with pytest.raises(ValueError, match=r"step 7: process 0: loss nan on the prepared rows 6, 7, .* nothing of it"):
         guard.check(torch.tensor(float("nan")), 7)
     guard.take(torch.tensor(1.0), None)
     with pytest.raises(ValueError, match="every loss is finite, and the gradient's norm is inf"):
         guard.check(float("inf"), 8)
     guard.check(1.5, 9)
+
+
+def test_the_digest_of_rows_tells_their_order_and_nothing_where_they_are_unknown() -> None:
+    guard, found = Guard(), []
+    for rows in ([1, 2], [2, 1], [1, 2]):
+        guard.take(torch.tensor(1.0), torch.tensor(rows))
+        guard.check(None, 1)  # an engine that tells no norm
+        found.append(guard.rows_digest())
+    assert found[0] == found[2] != found[1]
+    guard.take(torch.tensor(1.0), None)
+    guard.check(1.0, 2)
+    assert guard.rows_digest() is None
 
 
 def test_a_whole_checkpoint_has_no_fault(tmp_path: Path) -> None:

@@ -190,7 +190,9 @@ def test_checkpoints_of_another_layout(
             refuse_other_layout(tmp_path)
         assert f"model_name_or_path: {checkpoint}" in str(raised.value)  # the other way out: the weights alone
 
-    (checkpoint / "COMPLETE.json").unlink()  # not whole: nothing would be read of it
+    (checkpoint / "COMPLETE.json").write_text('{"topology": {"eng')  # damaged: nothing would be read of it
+    refuse_other_layout(tmp_path)
+    (checkpoint / "COMPLETE.json").unlink()  # not whole
     refuse_other_layout(tmp_path)
 
 

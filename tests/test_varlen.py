@@ -118,10 +118,12 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     config = AutoConfig.for_model("fledge", **SMALL)
     dropping = AutoConfig.for_model("gpt2", **GPT2 | {"attn_pdrop": 0.1})
+    sliding = AutoConfig.for_model("mistral", **SMALL, sliding_window=16)
     for gpu, bf16, model, chosen, told in (
         (False, True, config, "sdpa", "needs a CUDA GPU"),
         (True, False, config, "sdpa", "needs bf16"),
         (True, True, dropping, "sdpa", "knows no dropout"),
+        (True, True, sliding, "sdpa", "knows no sliding window"),
         (True, True, config, VARLEN, None),
     ):
         monkeypatch.setattr(varlen, "on_cpu", lambda gpu=gpu: not gpu)

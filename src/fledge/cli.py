@@ -100,7 +100,9 @@ def _stage(stage: str, argv: Sequence[str]) -> int:
     overrides, allowed = [word for word in argv[1:] if word != "--smoke"], []
     while "--allow-change" in overrides:
         at = overrides.index("--allow-change")
-        allowed += overrides[at + 1 : at + 2]
+        if at + 1 == len(overrides) or overrides[at + 1].startswith("-"):
+            raise ValueError("--allow-change: the key that may differ from the checkpoint's comes after it")
+        allowed.append(overrides[at + 1])
         del overrides[at : at + 2]
     recipe = replace(load_recipe(stage, argv[0], overrides, smoke="--smoke" in argv), allowed=tuple(allowed))
     if stage not in LIBRARY and os.environ.get("RANK", "0") != "0":
@@ -124,6 +126,7 @@ def _run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     from fledge.launching.chain import run
 
+    listen()
     return run(arguments.folder, arguments.on, arguments.only, arguments.start, arguments.smoke)
 
 
@@ -261,4 +264,5 @@ def _stage_help(stage: str) -> str:
         others = ", ".join(sorted(set(keys["properties"]).difference(own)))
         lines += ["", f"and those of {arguments.LIBRARY[stage]}, with the meaning they have there:"]
         lines.append(fill(others, 100, initial_indent="  ", subsequent_indent="  "))
+        lines += ["", "--allow-change KEY: go on from a checkpoint although KEY has changed since"]
     return "\n".join(lines)

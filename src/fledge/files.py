@@ -1,7 +1,9 @@
 """JSON files that are whole or not there, and folders that one run writes at a time."""
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import platform
 import time
@@ -9,7 +11,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
+logger = logging.getLogger(__name__)
+
 _held: dict[Path, TextIO] = {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hold(folder: Path, lock: Path | None = None) -> None:
@@ -32,6 +42,8 @@ def hold(folder: Path, lock: Path | None = None) -> None:
         file.seek(0)
         holder = file.read().strip() or "another run"
         raise ValueError(f"{folder} is in use by {holder}; wait for it, or take another output_dir") from None
+    except OSError as error:  # some network file systems
+        logger.warning("%s cannot be locked (%s): a second run in it would not be noticed", folder, error.strerror)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
     file.flush()

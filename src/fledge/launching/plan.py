@@ -8,7 +8,7 @@ from typing import Any
 
 import fledge
 from fledge.arguments import STAGES
-from fledge.files import read_json
+from fledge.files import digest, read_json
 from fledge.recipe import Recipe, RecipeError, load_recipe, read_smoke
 
 
@@ -102,7 +102,7 @@ def fingerprint(recipe: Recipe, recipes: list[Recipe], above: list[str]) -> str:
     """
     made = [other.output_dir for other in recipes]
     given = [path for path in _named(recipe) if not any(path.is_relative_to(folder) for folder in made)]
-    files: dict[str, Any] = {str(path): _file_hash(path) for path in given if path.is_file()}
+    files: dict[str, Any] = {str(path): digest(path) for path in given if path.is_file()}
     files |= {str(path): result_files(path) for path in given if path.is_dir()}
     parts = [recipe.values, files, sorted(above), _code_hash(recipe.stage)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -127,17 +127,17 @@ def _code_hash(stage: str) -> str:
     found = [root / "stages" / f"{stage}.py"]
     for room in rooms:
         found += sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]
-    digest = hashlib.sha256(fledge.__version__.encode())
+    code = hashlib.sha256(fledge.__version__.encode())
     for path in found:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+        code.update(path.read_bytes())
+    return code.hexdigest()
 
 
 def result_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a stage's result; checkpoints and the files that describe it are left out."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     kept = (path for path in paths if path.name not in OWN_FILES and not path.parts[0].startswith("checkpoint-"))
-    return {str(path): _file_hash(folder / path) for path in kept}
+    return {str(path): digest(folder / path) for path in kept}
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -148,8 +148,3 @@ def state_of(folder: Path) -> dict[str, Any]:
 def is_done(folder: Path, state: dict[str, Any], wanted: str) -> bool:
     """Whether the stage finished with this fingerprint and its files are still what they were."""
     return state.get("fingerprint") == wanted and "files" in state and result_files(folder) == state["files"]
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

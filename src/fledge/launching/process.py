@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from fledge.layouts import Layout, read_layout
-from fledge.preempted import SIGNALS
+from fledge.preempted import SIGNALS, Preempted
 from fledge.recipe import Recipe
 
 from . import EXIT_CODE_FILE
@@ -59,7 +59,7 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment[EXIT_CODE_FILE] = str(code_file)
-        with subprocess.Popen(command, env=environment) as process, _passing_on(process.pid):
+        with subprocess.Popen(command, env=environment) as process, _passing_on(process) as asked:
             watch = _Memory(process.pid)
             try:
                 code = process.wait()
@@ -71,29 +71,45 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
                 watch.stop()
         if code and code_file.is_file():
             code = int(code_file.read_text())
+        elif code and asked:  # before the stage could listen
+            code = Preempted.exit_code
     return Outcome(code, watch.peak / 1e9)
 
 
 @contextmanager
-def _passing_on(pid: int) -> Iterator[None]:
+def _passing_on(started: subprocess.Popen) -> Iterator[list[int]]:
     """Meanwhile a signal that asks this process to make room goes to the stage's own processes.
 
-    Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds.
+    Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds; unless there is no other
+    yet. Yields the signals that came.
     """
+    asked: list[int] = []
 
     def tell(number: int, frame: Any) -> None:
-        for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+        asked.append(number)
+        own = []
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(started.pid)
+            own = [process for process in (*root.children(recursive=True), root) if _is_stage(process)]
+        for process in own or [started]:
             with suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words:
-                    process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, tell) for number in SIGNALS}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_stage(process: psutil.Process) -> bool:
+    """Whether it runs `-m fledge STAGE` and is not accelerate, which has these words on its command line too."""
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    return "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words
 
 
 def threads(layout: Layout, processes: int | None = None) -> int:

@@ -77,7 +77,7 @@ class Job:
         return bool(self.get("gradient_checkpointing") if stated is None else stated)
 
     def attention(self, on_gpu: bool) -> str:
-        """What `attn_implementation: auto` comes to, as fledge.training.varlen chooses it."""
+        """What `attn_implementation: auto` comes to, as fledge.training.varlen chooses it; sliding windows aside."""
         stated = self.get("attn_implementation")
         if stated != "auto":
             return stated

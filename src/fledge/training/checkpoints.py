@@ -8,7 +8,6 @@
 Marked like this by OLMo-core and by torch's distributed checkpoints; hashed like Megatron-LM's integrity.json.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fledge.files import read_json, write_json
+from fledge.files import digest, read_json, write_json
 from fledge.layouts import FAMILIES, launched_engine
 
 
@@ -52,8 +51,15 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 
 def newest_marked(output_dir: Path) -> Path | None:
-    """The newest checkpoint that has a COMPLETE.json, whether or not its files are still what that says."""
-    return next((folder for folder in _by_step(output_dir) if (folder / COMPLETE).is_file()), None)
+    """The newest checkpoint whose COMPLETE.json can be read, whether or not its files are still what that says."""
+    return next((folder for folder in _by_step(output_dir) if _is_marked(folder)), None)
+
+
+def _is_marked(checkpoint: Path) -> bool:
+    try:
+        return isinstance(made_from(checkpoint), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def made_from(checkpoint: Path) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def commit(output_dir: Path, name: str, made: dict[str, Any], weights_only: bool
 
 def rotate(output_dir: Path, keep: int | None, best: str | None) -> None:
     """Delete the oldest whole checkpoints until `keep` are left; never the newest or `best`."""
-    whole = [folder for folder in _by_step(output_dir) if (folder / COMPLETE).is_file()]
+    whole = [folder for folder in _by_step(output_dir) if _is_marked(folder)]
     spared = {folder for folder in whole if best and folder.name == Path(best).name}
     for folder in whole[max(keep or len(whole), 1) :]:
         if folder not in spared:
@@ -169,12 +175,8 @@ def _set_aside(folder: Path, output_dir: Path) -> Path:
 
 
 def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        return dict(zip(names, pool.map(lambda name: digest(folder / name), names), strict=True))
 
 
 def _sync(path: Path) -> None:

@@ -12,24 +12,28 @@ class Guard:
     """What one process remembers of the step under way: the loss and the rows of each micro-batch."""
 
     def __init__(self) -> None:
-        self._micro: list[tuple[torch.Tensor, list[int] | None]] = []
-        self._read = hashlib.sha256()
+        self._micro: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._read: list[int] = []
 
     def take(self, loss: torch.Tensor, rows: torch.Tensor | None) -> None:
-        """Note a micro-batch: its loss, and the numbers of its rows if they are known."""
-        numbers = None if rows is None else rows.tolist()
-        self._micro.append((loss.detach(), numbers))
-        self._read.update(repr(numbers).encode())
+        """Note a micro-batch: its loss, and the numbers of its rows if they are known; waits for no GPU."""
+        self._micro.append((loss.detach(), rows))
 
-    def rows_digest(self) -> str:
-        """Of the numbers of the rows read since the last call, in their order: equal if the same was read."""
-        digest, self._read = self._read.hexdigest()[:16], hashlib.sha256()
-        return digest
+    def rows_digest(self) -> str | None:
+        """Of the numbers of the rows read since the last call, in their order; None if they are not known."""
+        read, self._read = self._read, []
+        return hashlib.sha256(repr(read).encode()).hexdigest()[:16] if read else None
 
     def check(self, norm: Any, step: int) -> None:
-        """Forget the step's micro-batches; raises ValueError if its gradient, of all processes, is not finite."""
-        micro, self._micro = self._micro, []
-        if math.isfinite(float(norm)):
+        """End the step; raises ValueError if its gradient's norm, that of all processes, is not finite.
+
+        Args:
+            norm: None where the engine tells none: nothing is checked then.
+        """
+        micro = [(loss, None if rows is None else rows.tolist()) for loss, rows in self._micro]
+        self._micro = []
+        self._read += [row for _, rows in micro for row in rows or ()]
+        if norm is None or math.isfinite(float(norm)):
             return
         mine = [(float(loss), rows) for loss, rows in micro if not math.isfinite(float(loss))]
         of_all: list[Any] = [mine]
@@ -37,12 +41,15 @@ class Guard:
             of_all = [None] * distributed.get_world_size()
             distributed.all_gather_object(of_all, mine)
         found = [
-            f"process {rank}: loss {loss}{f' on rows {rows} of the prepared data' if rows is not None else ''}"
-            for rank, its in enumerate(of_all)
-            for loss, rows in its
+            f"process {rank}: loss {loss}{_counted(rows)}" for rank, its in enumerate(of_all) for loss, rows in its
         ]
         raise ValueError(
             f"step {step}: {'; '.join(found) or 'every loss is finite'}, and the gradient's norm is {float(norm)}; "
-            "stopped before the update, so the newest checkpoint is sound. Look at those rows (fledge inspect RECIPE "
+            "nothing of it was saved, so the newest checkpoint is sound. Look at those rows (fledge inspect RECIPE "
             "--row N), or lower learning_rate or max_grad_norm and go on with --allow-change KEY"
         )
+
+
+def _counted(rows: list[int] | None) -> str:
+    """The rows as `fledge inspect` counts them, from 1."""
+    return "" if rows is None else f" on the prepared rows {', '.join(str(row + 1) for row in rows)}"

@@ -1,10 +1,10 @@
 """What a training stage starts from, as digests: a resumed run has to start from the same."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
+from fledge.files import digest
 from fledge.recipe import Recipe
 
 
@@ -62,9 +62,3 @@ def refuse_changed(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]
             f"{checkpoint} was made of something else: {'; '.join(changed)}; take another output_dir, or say that it "
             "is meant so: --allow-change KEY"
         )
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -85,8 +85,7 @@ class StageTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None:  # DeepSpeed has stepped by now, and knows no norm before
-            self.guard.check(norm, self.state.global_step + 1)
+        self.guard.check(norm, self.state.global_step + 1)  # before the update; DeepSpeed made it in backward
         return norm
 
     def planned_steps(self) -> int:
@@ -207,6 +206,7 @@ class RecordCallback(TrainerCallback):
                 values["tokens_per_second"] = round(rate, 1)
             values["tokens"] = round(state.global_step * self.tokens_per_step)
             values["train_seconds"] = round(self.train_seconds, 2)
-            values["rows"] = self.guard.rows_digest()
+            if rows := self.guard.rows_digest():
+                values["rows"] = rows
             self._mark = (self.steps, self.train_seconds)
         self.record.log(step=state.global_step, **values)

@@ -80,6 +80,9 @@ def _lacking(config: PreTrainedConfig, bf16: bool) -> str:
         return "needs a CUDA GPU"
     if not bf16:
         return "needs bf16"
+    window = getattr(config, "sliding_window", None)
+    if window and window < config.max_position_embeddings:
+        return "knows no sliding window, and the model has one"
     dropouts = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
     return "knows no dropout, and the model has some" if any(dropouts) else ""
 
