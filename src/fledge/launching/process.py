@@ -6,11 +6,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -59,45 +58,45 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         environment[EXIT_CODE_FILE] = str(code_file)
-        with subprocess.Popen(command, env=environment) as process, _passing_on(process) as asked:
-            watch = _Memory(process.pid)
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
-                # The stage got the same signal and ends by itself; leaving now would orphan it.
-                process.wait()
-                raise
-            finally:
-                watch.stop()
+        with subprocess.Popen(command, env=environment) as process:
+            memory = _Memory(root := psutil.Process(process.pid))
+            with _passing_on(root) as asked, _every(0.5, memory.look):
+                try:
+                    code = process.wait()
+                except KeyboardInterrupt:
+                    # The stage got the same signal and ends by itself; leaving now would orphan it.
+                    process.wait()
+                    raise
         if code and code_file.is_file():
             code = int(code_file.read_text())
         elif code and asked:  # before the stage could listen
             code = Preempted.exit_code
-    return Outcome(code, watch.peak / 1e9)
+    return Outcome(code, memory.peak / 1e9)
 
 
 @contextmanager
-def _passing_on(started: subprocess.Popen) -> Iterator[list[int]]:
-    """Meanwhile a signal that asks this process to make room goes to the stage's own processes.
+def _passing_on(root: psutil.Process) -> Iterator[list[int]]:
+    """Meanwhile a signal that asks this process to make room goes to the stage's own processes, each told once.
 
-    Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds; unless there is no other
-    yet. Yields the signals that came.
+    Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds. A stage that has not begun
+    yet is told when it begins. Yields the signals that came.
     """
     asked: list[int] = []
+    told: set[int] = set()
 
-    def tell(number: int, frame: Any) -> None:
-        asked.append(number)
-        own = []
+    def tell() -> None:
+        if not asked:
+            return
         with suppress(psutil.NoSuchProcess):
-            root = psutil.Process(started.pid)
-            own = [process for process in (*root.children(recursive=True), root) if _is_stage(process)]
-        for process in own or [started]:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
+            for process in (*root.children(recursive=True), root):
+                if process.pid not in told and _is_stage(process):
+                    told.add(process.pid)
+                    process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, tell) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
     try:
-        yield asked
+        with _every(0.1, tell):
+            yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -125,25 +124,31 @@ def threads(layout: Layout, processes: int | None = None) -> int:
 
 
 class _Memory:
-    """Samples the resident memory of a process and its children twice a second."""
+    """The most resident memory that a process and its children held at a time, in bytes."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, root: psutil.Process) -> None:
         self.peak = 0
-        self._root = psutil.Process(pid)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._root = root
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.5):
-            total = 0
-            try:
-                for process in (self._root, *self._root.children(recursive=True)):
-                    total += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-            self.peak = max(self.peak, total)
+    def look(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            processes = (self._root, *self._root.children(recursive=True))
+            self.peak = max(self.peak, sum(process.memory_info().rss for process in processes))
 
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
+
+@contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile `call` is made this often, by a thread."""
+    stopped = threading.Event()
+
+    def repeat() -> None:
+        while not stopped.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
