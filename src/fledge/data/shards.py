@@ -36,9 +36,6 @@ KINDS = ("ids", "mask", "documents", "keys", "bands")
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 1_000_000
 """A batch ends at whichever comes first; the tokenizer needs about 100 bytes a token while it works."""
 
-SHARDS_PER_PROCESS = 4
-"""Fewer, and starting a process costs more than it saves."""
-
 Record = dict[str, Any]
 """What a shard's JSON says."""
 
@@ -178,7 +175,7 @@ def finish_shards(shards: Sequence[Shard], maker: Maker, num_proc: int) -> Itera
     Raises:
         ValueError: what the first shard that fails has to say.
     """
-    processes = min(num_proc, len(shards) // SHARDS_PER_PROCESS)
+    processes = min(num_proc, len(shards))
     if processes < 2:
         yield from map(maker.finish, shards)
         return
