@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
+from fledge.files import is_full_disk
 from fledge.launching import EXIT_CODE_FILE, log_progress
 from fledge.preempted import Preempted, listen
 
@@ -57,18 +58,24 @@ def main(argv: list[str] | None = None) -> int:
         if (rank := os.environ.get("RANK", "0")) != "0":
             time.sleep(SECONDS_FOR_THE_FIRST)
             error = ValueError(f"process {rank}: {error}")
-        print(f"fledge: {error}", file=sys.stderr)
-        if code_file := os.environ.get(EXIT_CODE_FILE):
-            Path(code_file).write_text("2")
-        return 2
+        return _say(error, 2)
     except Preempted as reason:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"fledge: {reason}", file=sys.stderr)
-        if code_file := os.environ.get(EXIT_CODE_FILE):
-            Path(code_file).write_text(str(Preempted.exit_code))
-        return Preempted.exit_code
+        return _say(reason, Preempted.exit_code)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        return _say(f"no room on the disk: {error}; make some, and the same command goes on from what is whole", 2)
+
+
+def _say(what: object, code: int) -> int:
+    """Print why a command ends and leave its exit code for `fledge run`, which the launcher between them hides."""
+    if code != Preempted.exit_code or os.environ.get("RANK", "0") == "0":
+        print(f"fledge: {what}", file=sys.stderr)
+    if code_file := os.environ.get(EXIT_CODE_FILE):
+        Path(code_file).write_text(str(code))
+    return code
 
 
 def _dispatch(argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
-"""JSON files that are whole or not there, and folders that one run writes at a time."""
+"""Files that are whole or not there, and folders that one run writes at a time."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,9 @@ from typing import Any, TextIO
 
 logger = logging.getLogger(__name__)
 
+WRITE_FAILED = ("No space left on device", "PytorchStreamWriter failed writing", "iostream error")
+"""safetensors quotes the system's words; torch.save only says that a file could not be written."""
+
 _held: dict[Path, TextIO] = {}
 
 
@@ -20,6 +24,17 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a write failed, here or below, because the disk, a quota or the limit of a file's size left no room."""
+    while error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(words in str(error) for words in WRITE_FAILED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def hold(folder: Path, lock: Path | None = None) -> None:
@@ -50,11 +65,16 @@ def hold(folder: Path, lock: Path | None = None) -> None:
     _held[lock] = file
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` beside `path` and rename, so that a reader never sees half a file."""
+def write_text(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename, so that a reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, as `write_text` writes."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

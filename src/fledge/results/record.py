@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fledge import __version__
-from fledge.files import hold, write_json
+from fledge.arguments import LIBRARY
+from fledge.files import hold, write_json, write_text
 from fledge.recipe import Recipe, resolved
 
 
@@ -44,7 +45,7 @@ class Record:
             hold(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / SUMMARY).unlink(missing_ok=True)
-            if not list(self.folder.glob("checkpoint-*")):  # a stage that begins anew, and does not resume
+            if recipe.stage not in LIBRARY:  # the others begin or go on: see `begin_at`
                 (self.folder / METRICS).unlink(missing_ok=True)
             write_json(self.folder / "recipe.json", self.resolved)
             write_json(self.folder / "versions.json", versions())
@@ -53,6 +54,12 @@ class Record:
     def seconds(self) -> float:
         """Since the stage began."""
         return time.time() - self.began
+
+    def begin_at(self, step: int) -> None:
+        """Forget what metrics.jsonl says of the steps after this one, which are taken again; 0: of all."""
+        if self.is_main and (path := self.folder / METRICS).exists():
+            kept = [json.dumps(line, ensure_ascii=False) for line in read_metrics(self.folder) if line["step"] <= step]
+            write_text(path, "".join(f"{line}\n" for line in kept if step))
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl, with the seconds since the stage began."""

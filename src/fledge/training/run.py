@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
 
 from fledge.layouts import launched_engine
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
@@ -76,8 +76,11 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
     stop = PreemptionCallback()
     trainer.add_callback(stop)
     trainer.made = cache(lambda: {**origin(recipe, record.resolved), "versions": versions()})
+    # Making a trainer may have drawn random numbers or not: TRL keeps the reference's log-probabilities in a cache.
+    set_seed(trainer.args.seed)
     checkpoint = _newest_for_all(recipe.output_dir, trainer.args.world_size)
     if checkpoint is None:
+        callback.begin_at(0)
         trainer.train()
     else:
         _resume(trainer, callback, checkpoint)
@@ -96,7 +99,8 @@ def _newest_for_all(output_dir: Path, processes: int) -> Path | None:
 def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -> None:
     logger.warning("resuming from %s", checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    callback.resume(state.global_step)
+    callback.begin_at(state.global_step)
+    trainer._total_train_tokens = made_from(checkpoint).get("num_tokens")  # TRL counts anew: num_tokens of a line
     if state.global_step >= trainer.planned_steps():
         # All steps are done and only the end is missing; the Trainer would take one step more.
         best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None

@@ -129,7 +129,8 @@ class StageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             state.save_to_json(str(staged(folder) / name / "trainer_state.json"))
-            commit(folder, name, {"step": state.global_step, **self.made()}, args.save_only_model)
+            made = {"step": state.global_step, "num_tokens": getattr(self, "_total_train_tokens", None), **self.made()}
+            commit(folder, name, made, args.save_only_model)
             rotate(folder, limit, state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if push:
@@ -179,11 +180,10 @@ class RecordCallback(TrainerCallback):
         """Over all steps, the compiling first one included; saving and evaluation are not."""
         return self.steps * self.tokens_per_step / self.train_seconds if self.train_seconds else 0.0
 
-    def resume(self, step: int) -> None:
-        """Count on from what metrics.jsonl says of the steps up to the checkpoint's."""
-        lines = [
-            line for line in read_metrics(self.record.folder) if line.get("train_seconds") and line["step"] <= step
-        ]
+    def begin_at(self, step: int) -> None:
+        """Count on from what metrics.jsonl says of the steps up to the checkpoint's, and forget the rest."""
+        self.record.begin_at(step)
+        lines = [line for line in read_metrics(self.record.folder) if line.get("train_seconds")]
         if lines:
             self.steps, self.train_seconds = lines[-1]["step"], lines[-1]["train_seconds"]
             self._mark = (self.steps, self.train_seconds)
