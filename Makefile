@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow smoke-all lint schema bench-prepare clean
+.PHONY: install demo test slow reliability smoke-all lint schema bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -21,6 +21,10 @@ test: lint  ## the whole test suite
 slow: install  ## the tests that CI leaves out
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,scale]"
 	$(BIN)/python -m pytest -m slow
+
+reliability: install  ## every fault at every change of a run's folder: hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/e2e/test_crashes.py \
+		tests/e2e/test_lost_processes.py tests/e2e/test_preemption.py tests/e2e/test_faults.py
 
 smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what a nightly run calls
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 0 -m "slow or not slow" tests/e2e/test_smoke.py

@@ -1,12 +1,13 @@
-"""sbatch, srun and scontrol for one machine: jobs run at once, each of their machines is a process. Run as a script.
+"""Slurm's programs for one machine: jobs run at once, each of their machines is a process. Run as a script.
 
-fake_slurm.py sbatch|srun|scontrol ARGUMENTS, with FAKE_SLURM the folder of its state: NUMBER.json a job.
+fake_slurm.py sbatch|srun|scancel|scontrol ARGUMENTS, with FAKE_SLURM the folder of its state: NUMBER.json a job.
 """
 
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,9 @@ STATE = Path(os.environ.get("FAKE_SLURM", "."))
 
 
 def install(folder: Path, first_job: int) -> dict[str, str]:
-    """Put the three programs into `folder`; returns the environment that makes them be found."""
+    """Put the four programs into `folder`; returns the environment that makes them be found."""
     folder.mkdir()
-    for name in ("sbatch", "srun", "scontrol"):
+    for name in ("sbatch", "srun", "scancel", "scontrol"):
         program = folder / name
         program.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
         program.chmod(0o755)
@@ -68,7 +69,16 @@ def srun(words: list[str]) -> int:
         with Path(options["output"].replace("%n", str(node))).open("a") as log:
             environment = {**os.environ, "SLURM_NODEID": str(node)}
             tasks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
-    return max(task.wait() for task in tasks)
+    (STATE / "tasks").write_text(" ".join(str(task.pid) for task in tasks))
+    return max(abs(task.wait()) for task in tasks)
+
+
+def scancel(words: list[str]) -> int:
+    """`--signal=NAME JOB`: the signal to every task of the last step."""
+    options, _ = split(words)
+    for task in (STATE / "tasks").read_text().split():
+        os.kill(int(task), signal.Signals[f"SIG{options['signal']}"])
+    return 0
 
 
 def scontrol(words: list[str]) -> int:
@@ -81,4 +91,4 @@ def scontrol(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit({"sbatch": sbatch, "srun": srun, "scontrol": scontrol}[sys.argv[1]](sys.argv[2:]))
+    sys.exit({"sbatch": sbatch, "srun": srun, "scancel": scancel, "scontrol": scontrol}[sys.argv[1]](sys.argv[2:]))

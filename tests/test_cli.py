@@ -121,6 +121,7 @@ def test_a_process_speaks_only_if_the_first_did_not(
     assert main(["xyzzy"]) == 2
     assert waited == [] and capsys.readouterr().err.startswith("fledge: xyzzy: no such command")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["xyzzy"]) == 2
     assert waited == [5.0] and capsys.readouterr().err.startswith("fledge: process 1: xyzzy: no such command")
 

@@ -160,7 +160,7 @@ TRAINING_SCRIPT = """\
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --gpus-per-node=8
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:USR1@300
 set -euo pipefail
 cd {folder}
 export NCCL_DEBUG=WARN
@@ -169,7 +169,10 @@ mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export FIRST_HOST="${{hosts[0]}}" FIRST_PORT="$((20000 + SLURM_JOB_ID % 10000))"
 export LOGS=runs/tiny/slurm/logs/pretrain-"$SLURM_JOB_ID"
 mkdir -p "$LOGS"
-trap 'echo "fledge: close to the time limit, requeued"; scontrol requeue "$SLURM_JOB_ID" || true' USR1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 FLEDGE_EXIT_CODE_FILE="$LOGS/exit-code"
+rm -f "$FLEDGE_EXIT_CODE_FILE"
+asked=
+trap 'echo "fledge: close to the time limit"; asked=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=1 --cpu-bind=none --open-mode=append --output="$LOGS/node-%n.log" bash -c \
 'exec {python} -m accelerate.commands.accelerate_cli launch \\
     --config_file zero.yaml --num_machines 2 --num_processes 16 --deepspeed_multinode_launcher standard \
@@ -181,6 +184,10 @@ step=$!
 code=0
 wait "$step" || code=$?
 if kill -0 "$step" 2> /dev/null; then code=0; wait "$step" || code=$?; fi
+if [ "$code" != 0 ] && {{ [ -n "$asked" ] || [ "$(cat "$FLEDGE_EXIT_CODE_FILE" 2> /dev/null)" = 75 ]; }}; then
+    echo "fledge: made room, requeued"
+    scontrol requeue "$SLURM_JOB_ID" || true
+fi
 exit "$code"
 """
 PREPARE_SCRIPT = """\
@@ -317,27 +324,36 @@ def test_names_are_not_shell(queue: Path, folder: Path) -> None:
     assert log.read_text().endswith(f"--output_dir {hostile}/pretrain\n")
 
 
-def test_a_job_is_requeued_before_its_time_limit_and_still_waits_for_its_step(
-    queue: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("told", "ends", "requeued"),
+    [
+        ("warned", "echo 75 > $FLEDGE_EXIT_CODE_FILE; exit 1", True),  # accelerate makes 1 of every code
+        ("warned", "exit 1", True),  # the save took too long
+        ("warned", "exit 0", False),  # training had just ended
+        ("preempted", "echo 75 > $FLEDGE_EXIT_CODE_FILE; exit 1", True),
+        ("preempted", "exit 1", False),  # it failed by itself
+    ],
+)
+def test_a_job_that_made_room_goes_back_into_the_queue(
+    queue: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, told: str, ends: str, requeued: bool
 ) -> None:
-    started, done = folder / "started", folder / "done"
-    waiting = f"touch {started}\nwhile [ ! -e {done} ]; do sleep 0.05; done"
-    (folder / "python.sh").write_text(f"#!/bin/sh\n{waiting}\nexit 5\n")
+    started = folder / "started"
+    (folder / "python.sh").write_text(
+        f"#!/bin/bash\ntrap '{ends}' TERM\ntouch {started}\nwhile :; do sleep 0.05; done\n"
+    )
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "/usr/bin:/bin")
         assert slurm(PRETRAIN) == 0  # written, not queued
-    told = {"SLURM_JOB_ID": "42", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "127.0.0.1"}
-    with subprocess.Popen(["bash", "runs/tiny/slurm/pretrain.sh"], env={**os.environ, **told}) as job:
-        try:
-            wait_for(started)
+    slurms = {"SLURM_JOB_ID": "42", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "127.0.0.1"}
+    with subprocess.Popen(["bash", "runs/tiny/slurm/pretrain.sh"], env={**os.environ, **slurms}) as job:
+        wait_for(started)
+        wait_for(queue / "tasks")
+        if told == "warned":
             job.send_signal(signal.SIGUSR1)
-            wait_for(queue / "requeued")
-            time.sleep(0.2)
-            assert job.poll() is None
-        finally:
-            done.touch()
-        assert job.wait(10) == 5
-    assert (queue / "requeued").read_text() == "42"
+        else:
+            os.kill(int((queue / "tasks").read_text()), signal.SIGTERM)
+        assert job.wait(20) == (0 if ends == "exit 0" else 1)
+    assert (queue / "requeued").exists() == requeued
 
 
 def wait_for(path: Path) -> None:

@@ -15,6 +15,7 @@ FLOORS = [
     {
         "__init__",
         "arguments",
+        "causes",
         "corpora",
         "data_arguments",
         "files",

@@ -52,6 +52,12 @@ class TrainingKeys:
         "elsewhere. On a CPU eager is the faster one for rows below about 256 tokens.",
         "auto",
     )
+    hang_timeout: float = key(
+        "Seconds that a batch, a save or a held-out batch may take, compiling included, before the run ends and says "
+        "where each process was.",
+        1800.0,
+        minimum=1,
+    )
 
 
 @dataclass(kw_only=True)

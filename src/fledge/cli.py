@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
+from fledge.causes import EXIT_CODE_FILE, tell_cause
 from fledge.files import is_full_disk
-from fledge.launching import EXIT_CODE_FILE, log_progress
+from fledge.launching import log_progress
 from fledge.preempted import Preempted, listen
 
 
@@ -55,9 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         # Every process of a launch finds most mistakes; the first one says so, and then the launcher ends the others.
         # A process that is still there after a while is the only one that found this one.
-        if (rank := os.environ.get("RANK", "0")) != "0":
+        if os.environ.get("RANK", "0") != "0":
             time.sleep(SECONDS_FOR_THE_FIRST)
-            error = ValueError(f"process {rank}: {error}")
         return _say(error, 2)
     except Preempted as reason:
         return _say(reason, Preempted.exit_code)
@@ -65,13 +66,18 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         if not is_full_disk(error):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            tell_cause(f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})")
             raise
         return _say(f"no room on the disk: {error}; make some, and the same command goes on from what is whole", 2)
 
 
 def _say(what: object, code: int) -> int:
     """Print why a command ends and leave its exit code for `fledge run`, which the launcher between them hides."""
-    if code != Preempted.exit_code or os.environ.get("RANK", "0") == "0":
+    several, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")
+    if several and code != Preempted.exit_code:
+        tell_cause(str(what))
+    elif rank == "0":
         print(f"fledge: {what}", file=sys.stderr)
     if code_file := os.environ.get(EXIT_CODE_FILE):
         Path(code_file).write_text(str(code))

@@ -4,10 +4,6 @@ import logging
 import os
 
 
-EXIT_CODE_FILE = "FLEDGE_EXIT_CODE_FILE"
-"""Environment variable: where a stage leaves its exit code, which accelerate's launcher turns into 1."""
-
-
 def log_progress() -> None:
     """Show what fledge has to say; of several processes the first says everything, the others only warn."""
     handler = logging.StreamHandler()

@@ -112,6 +112,8 @@ def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) 
         state |= {"seconds": state.pop("spent"), "peak_memory_gb": round(outcome.peak_memory_gb, 3)}
         state["files"] = result_files(folder)
     write_json(folder / STATE, state)
+    for cause in outcome.causes[:5]:  # in the order in which they came; the launcher has said much since
+        say(cause)
     return state, outcome.exit_code
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import psutil
 
+from fledge.causes import CAUSE_FILE, EXIT_CODE_FILE
 from fledge.layouts import Layout, read_layout
 from fledge.preempted import SIGNALS, Preempted
 from fledge.recipe import Recipe
-
-from . import EXIT_CODE_FILE
 
 
 WITHOUT_DEVICES = ("corpus", "tokenizer", "prepare", "export")
@@ -37,10 +36,11 @@ a CPU 17% faster. It has to be set before the process starts."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended, and the most memory its processes held at a time, in GB."""
+    """How a stage ended, the most memory its processes held at a time in GB, and why each that failed did so."""
 
     exit_code: int
     peak_memory_gb: float
+    causes: list[str]
 
 
 def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outcome:
@@ -56,8 +56,8 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
         command += ["--config_file", str(layout)]
     command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides, *(["--smoke"] if recipe.smoke else [])]
     with tempfile.TemporaryDirectory() as folder:
-        code_file = Path(folder) / "code"
-        environment[EXIT_CODE_FILE] = str(code_file)
+        code_file, cause_file = Path(folder) / "code", Path(folder) / "causes"
+        environment |= {EXIT_CODE_FILE: str(code_file), CAUSE_FILE: str(cause_file)}
         with subprocess.Popen(command, env=environment) as process:
             memory = _Memory(root := psutil.Process(process.pid))
             with _passing_on(root) as asked, _every(0.5, memory.look):
@@ -71,7 +71,8 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
             code = int(code_file.read_text())
         elif code and asked:  # before the stage could listen
             code = Preempted.exit_code
-    return Outcome(code, memory.peak / 1e9)
+        causes = cause_file.read_text(encoding="utf-8").splitlines() if cause_file.is_file() else []
+    return Outcome(code, memory.peak / 1e9, causes)
 
 
 @contextmanager

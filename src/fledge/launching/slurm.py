@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fledge.causes import EXIT_CODE_FILE
 from fledge.layouts import Layout
+from fledge.preempted import Preempted
 from fledge.recipe import Recipe
 from fledge.results.record import SUMMARY
 
@@ -27,8 +29,9 @@ from .process import WITHOUT_DEVICES
 CORES = 16
 """Of a job that does not train, unless its recipe says num_proc."""
 
-WARNING_SECONDS = 120
-"""Before the time limit, when a training job goes back into the queue; Slurm may be a minute early."""
+WARNING_SECONDS, SAVING_SECONDS = 300, 240
+"""How long before the time limit training is asked to make room, and how long its last checkpoint may take; Slurm may
+be a minute early."""
 
 TRAINING = """\
 set -euo pipefail
@@ -56,13 +59,25 @@ code=0
 wait "$step" || code=$?
 # A signal ends `wait`, not the step.
 if kill -0 "$step" 2> /dev/null; then code=0; wait "$step" || code=$?; fi
-exit "$code"
+{again}exit "$code"
 """
 
 REQUEUE = """
-# Slurm signals this shell {seconds} s before the time limit. The job goes back into the queue, and training goes on
-# from its newest whole checkpoint. After a preemption --requeue does the same.
-trap 'echo "fledge: close to the time limit, requeued"; scontrol requeue "$SLURM_JOB_ID" || true' USR1
+# Slurm signals this shell {seconds} s before the time limit. Then all processes of the step are asked to make room:
+# after one agreed step they save and end, and the job goes back into the queue. Slurm's own preemption, with --requeue,
+# does the same.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={saving} {file}="$LOGS/exit-code"
+rm -f "${file}"
+asked=
+trap 'echo "fledge: close to the time limit"; asked=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+"""
+
+AGAIN = """\
+# 75: training was asked to make room, by whomever, and saved.
+if [ "$code" != 0 ] && {{ [ -n "$asked" ] || [ "$(cat "${file}" 2> /dev/null)" = {preempted} ]; }}; then
+    echo "fledge: made room, requeued"
+    scontrol requeue "$SLURM_JOB_ID" || true
+fi
 """
 
 NO_REQUEUE = """
@@ -194,11 +209,14 @@ def script(job: Job, queue: Queue) -> str:
     stated += [] if layout.use_cpu else [f"#SBATCH --gpus-per-node={each}"]
     keeps = recipe.values.get("save_strategy", "no") != "no"
     stated += [f"#SBATCH --signal=B:USR1@{WARNING_SECONDS}"] if keeps else []
+    words = {"seconds": WARNING_SECONDS, "saving": SAVING_SECONDS, "file": EXIT_CODE_FILE}
+    words["preempted"] = Preempted.exit_code
     body = TRAINING.format(
         folder=folder,
         logs=shlex.quote(str(logs)),
         name=shlex.quote(recipe.name),
-        requeue=REQUEUE.format(seconds=WARNING_SECONDS) if keeps else NO_REQUEUE,
+        requeue=REQUEUE.format(**words) if keeps else NO_REQUEUE,
+        again=AGAIN.format(**words) if keeps else "",
         command=shlex.quote(task(job)),
     )
     return "\n".join(["#!/bin/bash", f"# {recipe.name} on {layout.name}", *stated, body])

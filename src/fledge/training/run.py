@@ -23,6 +23,7 @@ from .engine import refuse_other
 from .origin import origin, refuse_changed
 from .preemption import PreemptionCallback
 from .trainer import RecordCallback, StageTrainer
+from .watchdog import Watchdog
 
 
 TOKENS_FOR_TILES = 100_000
@@ -79,11 +80,13 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
     # Making a trainer may have drawn random numbers or not: TRL keeps the reference's log-probabilities in a cache.
     set_seed(trainer.args.seed)
     checkpoint = _newest_for_all(recipe.output_dir, trainer.args.world_size)
-    if checkpoint is None:
-        callback.begin_at(0)
-        trainer.train()
-    else:
-        _resume(trainer, callback, checkpoint)
+    with Watchdog(trainer.hang_timeout) as watchdog:
+        trainer.add_callback(watchdog)
+        if checkpoint is None:
+            callback.begin_at(0)
+            trainer.train()
+        else:
+            _resume(trainer, callback, checkpoint)
     if stop.agreed and trainer.state.global_step < trainer.planned_steps():
         at = f"step {trainer.state.global_step} of {trainer.planned_steps()}"
         raise Preempted(f"asked to make room: stopped after {at} with a checkpoint; the same command goes on from it")

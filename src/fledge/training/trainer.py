@@ -26,6 +26,7 @@ class StageTrainer(Trainer):
 
     decay_ratio: float | None = None
     muon_learning_rate: float | None = None
+    hang_timeout: float = 1800.0
     heldout_tokens_per_row: float | None = None
     made: Callable[[], dict[str, Any]] = dict
     """What checkpoints say that they were made of; `train` of fledge.training.run sets it."""
@@ -61,6 +62,7 @@ class StageTrainer(Trainer):
         """Take over fledge's own keys, and from the manifest what makes eval_loss a mean over tokens."""
         self.decay_ratio = keys.decay_ratio
         self.muon_learning_rate = keys.muon_learning_rate
+        self.hang_timeout = keys.hang_timeout
         if manifest and self.eval_dataset is not None:
             self.heldout_tokens_per_row = manifest["eval"]["supervised_tokens"] / len(self.eval_dataset)
 
