@@ -64,7 +64,7 @@ if kill -0 "$step" 2> /dev/null; then code=0; wait "$step" || code=$?; fi
 
 REQUEUE = """
 # Slurm signals this shell {seconds} s before the time limit. Then all processes of the step are asked to make room:
-# after one agreed step they save and end, and the job goes back into the queue. Slurm's own preemption, with --requeue,
+# after one agreed step they save and end, and the job goes back into the queue. With --requeue Slurm's own preemption
 # does the same.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={saving} {file}="$LOGS/exit-code"
 rm -f "${file}"
