@@ -1,0 +1,82 @@
+"""What no file of fledge does, and what it never leaves behind. SECURITY.md says why."""
+
+import ast
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fledge
+from fledge.training.checkpoints import newest_checkpoint
+
+
+FILES = sorted(Path(fledge.__file__).parent.rglob("*.py"))
+NEVER_IMPORTED = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+NEVER_CALLED = {"eval", "exec", "compile", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "torch.load"}
+CODE_ASKED_FOR = {
+    "AutoConfig.from_pretrained",
+    "AutoModelForCausalLM.from_config",
+    "AutoModelForCausalLM.from_pretrained",
+    "AutoTokenizer.from_pretrained",
+    "PreTrainedTokenizerFast.from_pretrained",
+}
+"""Calls that run code out of a model's folder where they are told to, and ask at a terminal where they are not."""
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(Path(fledge.__file__).parent)))
+def test_no_file_loads_pickles_or_runs_code_that_it_was_given(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {node.module or ""} if isinstance(node, ast.ImportFrom) else {each.name for each in node.names}
+            assert not {name.split(".")[0] for name in names} & NEVER_IMPORTED, node.lineno
+    for name, call in calls(path):
+        stated = {word.arg: word.value for word in call.keywords}
+        assert name not in NEVER_CALLED, call.lineno
+        assert "shell" not in stated, call.lineno  # programs get lists of words
+        if name in CODE_ASKED_FOR:
+            trust = stated.get("trust_remote_code")
+            assert isinstance(trust, ast.Constant) and trust.value is False, f"{path}:{call.lineno}"
+
+
+def test_the_calls_that_are_looked_for_are_made() -> None:
+    made = {name for path in FILES for name, _ in calls(path)}
+    assert made >= CODE_ASKED_FOR  # or the test above looks for names that nobody writes any more
+
+
+class Payload:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+def test_a_poisoned_checkpoint_is_set_aside_unread(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    assert newest_checkpoint(checkpoint.parent) == checkpoint
+    canary = tmp_path / "canary"
+    (checkpoint / name).write_bytes(pickle.dumps(Payload(canary)))
+    assert newest_checkpoint(checkpoint.parent) is None
+    assert (checkpoint.parent / f"damaged-{checkpoint.name}").is_dir() and not canary.exists()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole checkpoint as ZeRO-2 writes it beside what the Trainer does."""
+    from fledge.training.checkpoints import commit, staged
+
+    output = tmp_path / "run"
+    unfinished = staged(output) / "checkpoint-4"
+    names = ["trainer_state.json", "scheduler.pt", "config.json", "model.safetensors", "optimizer.pt", "rng_state.pth"]
+    for each in [*names, "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt"]:
+        (unfinished / each).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / each).write_text("{}")
+    return commit(output, "checkpoint-4", {"step": 4})
