@@ -277,6 +277,54 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
     assert_equal_weights(pretrained / "checkpoint-4", newest, 0.0)
 
 
+@pytest.fixture(scope="module")
+def spiking(run_stage: Callable[..., Path]) -> Callable[..., Path]:
+    """Pretrains 38 steps, a checkpoint at each from the 34th on; the loss of the 36th is fifty times what it is."""
+
+    def run(**values: Any) -> Path:
+        loss = Pretrainer.compute_loss
+
+        def spiked(self: Pretrainer, *args: Any, **kwargs: Any) -> Any:
+            return loss(self, *args, **kwargs) * (50.0 if self.state.global_step == 35 else 1.0)
+
+        keys = {"max_steps": 38, "save_steps": 1, "save_total_limit": 5, "eval_strategy": "no", "max_grad_norm": 0.0}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pretrainer, "compute_loss", spiked)
+            return run_stage("pretrain", 2, 1, **PRETRAIN | keys | values)
+
+    return run
+
+
+def step(folder: Path, number: int) -> Path:
+    return folder / f"checkpoint-{number}"
+
+
+def test_a_spike_is_told(spiking: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    folder = spiking()
+    assert [text for text in caplog.messages if "+-" in text and text.startswith("step 36: loss ")]
+    with pytest.raises(AssertionError):
+        assert_equal_weights(step(folder, 35), step(folder, 36), 0.0)
+
+
+def test_a_spike_is_left_out_before_and_after_a_resumption(
+    spiking: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = spiking(loss_spike="skip")
+    assert "its update is left out" in caplog.text
+    assert_equal_weights(step(folder, 35), step(folder, 36), 0.0)
+    with pytest.raises(AssertionError):
+        assert_equal_weights(step(folder, 36), step(folder, 37), 0.0)
+
+    shutil.copytree(step(folder, 35), step(tmp_path, 35))  # whose 35 losses have to be known there
+    assert_equal_weights(folder, spiking(loss_spike="skip", output_dir=tmp_path), 0.0)
+
+
+def test_a_spike_stops_the_run_before_the_update(spiking: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"step 36: loss [\d.]+ on the prepared rows \d+, \d+; the 35 before "):
+        spiking(loss_spike="stop", output_dir=tmp_path)
+    assert newest_checkpoint(tmp_path) == step(tmp_path, 35)
+
+
 def test_a_save_that_was_interrupted_is_set_aside(
     pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

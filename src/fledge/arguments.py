@@ -52,6 +52,11 @@ class TrainingKeys:
         "elsewhere. On a CPU eager is the faster one for rows below about 256 tokens.",
         "auto",
     )
+    loss_spike: Literal["log", "skip", "stop"] = key(
+        "What to do about a step whose loss lies six standard deviations above the last 128: say so, leave its update "
+        "out, or end the run. Under ZeRO, which updates earlier, only log and stop.",
+        "log",
+    )
     hang_timeout: float = key(
         "Seconds that a batch, a save or a held-out batch may take, compiling included, before the run ends and says "
         "where each process was.",

@@ -8,6 +8,10 @@ import torch
 from torch import distributed
 
 
+MANY = 64
+"""Rows that a message names."""
+
+
 class Guard:
     """What one process remembers of the step under way: the loss and the rows of each micro-batch."""
 
@@ -24,17 +28,21 @@ class Guard:
         read, self._read = self._read, []
         return hashlib.sha256(repr(read).encode()).hexdigest()[:16] if read else None
 
-    def check(self, norm: Any, step: int) -> None:
+    def check(self, norm: Any, step: int) -> tuple[float, str]:
         """End the step; raises ValueError if its gradient's norm, that of all processes, is not finite.
 
         Args:
             norm: None where the engine tells none: nothing is checked then.
+
+        Returns:
+            This process's loss of the step, and the rows it read, in words.
         """
         micro = [(loss, None if rows is None else rows.tolist()) for loss, rows in self._micro]
         self._micro = []
-        self._read += [row for _, rows in micro for row in rows or ()]
+        of_step = [row for _, rows in micro for row in rows or ()]
+        self._read += of_step
         if norm is None or math.isfinite(float(norm)):
-            return
+            return sum(float(loss) for loss, _ in micro), _counted(of_step or None)
         mine = [(float(loss), rows) for loss, rows in micro if not math.isfinite(float(loss))]
         of_all: list[Any] = [mine]
         if distributed.is_initialized():
@@ -51,5 +59,8 @@ class Guard:
 
 
 def _counted(rows: list[int] | None) -> str:
-    """The rows as `fledge inspect` counts them, from 1."""
-    return "" if rows is None else f" on the prepared rows {', '.join(str(row + 1) for row in rows)}"
+    """The rows as `fledge inspect` counts them, from 1; of many the first."""
+    if rows is None:
+        return ""
+    named = ", ".join(str(row + 1) for row in rows[:MANY])
+    return f" on the prepared rows {named}" + (f" and {len(rows) - MANY} more" if len(rows) > MANY else "")

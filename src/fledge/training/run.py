@@ -22,6 +22,7 @@ from .checkpoints import made_from, newest_checkpoint, newest_marked
 from .engine import refuse_other
 from .origin import origin, refuse_changed
 from .preemption import PreemptionCallback
+from .spikes import Spikes
 from .trainer import RecordCallback, StageTrainer
 from .watchdog import Watchdog
 
@@ -69,6 +70,8 @@ def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
     """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
     refuse_other(trainer)
+    if trainer.is_deepspeed_enabled and trainer.spikes.policy == "skip":
+        raise ValueError("loss_spike: skip: ZeRO updates in its backward pass, so nothing can be left out; write stop")
     callback = RecordCallback(record, tokens_per_step, trainer.guard)
     trainer.add_callback(callback)
     if is_peft_model(trainer.model):
@@ -103,7 +106,9 @@ def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -
     logger.warning("resuming from %s", checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     callback.begin_at(state.global_step)
-    trainer._total_train_tokens = made_from(checkpoint).get("num_tokens")  # TRL counts anew: num_tokens of a line
+    made = made_from(checkpoint)
+    trainer._total_train_tokens = made.get("num_tokens")  # TRL's count, in num_tokens of a line
+    trainer.spikes = Spikes(trainer.spikes.policy, made.get("losses", ()))
     if state.global_step >= trainer.planned_steps():
         # All steps are done and only the end is missing; the Trainer would take one step more.
         best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None

@@ -19,6 +19,7 @@ from .checkpoints import commit, refuse_full_disk, rotate, staged
 from .guard import Guard
 from .muon import MuonWithAdamW, hidden_matrices
 from .preemption import EvaluationLeft
+from .spikes import Spikes
 
 
 class StageTrainer(Trainer):
@@ -35,6 +36,7 @@ class StageTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
+        self.spikes = Spikes("log")
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -63,6 +65,7 @@ class StageTrainer(Trainer):
         self.decay_ratio = keys.decay_ratio
         self.muon_learning_rate = keys.muon_learning_rate
         self.hang_timeout = keys.hang_timeout
+        self.spikes = Spikes(keys.loss_spike)
         if manifest and self.eval_dataset is not None:
             self.heldout_tokens_per_row = manifest["eval"]["supervised_tokens"] / len(self.eval_dataset)
 
@@ -86,8 +89,11 @@ class StageTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        self.guard.check(norm, self.state.global_step + 1)  # before the update; DeepSpeed made it in backward
+        norm, step = super()._get_grad_norm(model, grad_norm), self.state.global_step + 1
+        loss, rows = self.guard.check(norm, step)  # before the update; DeepSpeed made it in backward
+        mean = self.accelerator.reduce(torch.tensor(loss, device=self.args.device), "mean")
+        if self.spikes.met(float(mean), step, rows):
+            self.optimizer.zero_grad()  # to None: no optimizer touches a weight or its own state
         return norm
 
     def planned_steps(self) -> int:
@@ -131,7 +137,9 @@ class StageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             state.save_to_json(str(staged(folder) / name / "trainer_state.json"))
-            made = {"step": state.global_step, "num_tokens": getattr(self, "_total_train_tokens", None), **self.made()}
+            # What the Trainer would begin anew: see `_resume` of fledge.training.run.
+            counted = {"num_tokens": getattr(self, "_total_train_tokens", None), "losses": list(self.spikes.losses)}
+            made = {"step": state.global_step, **counted, **self.made()}
             commit(folder, name, made, args.save_only_model)
             rotate(folder, limit, state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
