@@ -138,6 +138,7 @@ PARQUET_MESSAGE = r"a\.parquet: not a whole parquet file .*; make it again"
         ("a.jsonl", b'"text"\n', r"a\.jsonl:1: no JSON object: a str stands in its place"),
         ("a.jsonl", b"\n\n", r"a\.jsonl holds no row"),
         ("a.jsonl", b"", r"a\.jsonl is empty and holds no row"),
+        ("a.jsonl", b"{}\n{}\n", r"a\.jsonl has rows without a column"),
         ("a.txt", b"good\n\xe4\xb8", r"a\.txt:2: bytes that are no UTF-8: 0xe4 at byte 1"),
         ("a.json", b'[{"text": "good"},\n{"text" "b"}]', r"a\.json:2: a broken list of JSON: Expecting ':'"),
         ("a.json", b'[{"text": "good"},\n{"text": "\xff"}]', r"a\.json:2: bytes that are no UTF-8: 0xff"),

@@ -320,7 +320,7 @@ def test_a_spike_is_left_out_before_and_after_a_resumption(
 
 
 def test_a_spike_stops_the_run_before_the_update(spiking: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"step 36: loss [\d.]+ on the prepared rows \d+, \d+; the 35 before "):
+    with pytest.raises(ValueError, match=r"step 36: loss [\d.]+ on the prepared rows \d+, \d+, and the 35 before "):
         spiking(loss_spike="stop", output_dir=tmp_path)
     assert newest_checkpoint(tmp_path) == step(tmp_path, 35)
 

@@ -8,6 +8,7 @@ zero may move by up to a learning rate in another direction.
 import math
 import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safetensors import safe_open
 
 from fledge.layouts import FAMILIES, find_layout
 
-from .workspace import TINY, Finished, Workspace, losses
+from .workspace import TINY, Finished, Workspace, kill, losses
 
 
 SEVERAL = str(Path(__file__).with_name("several.py"))
@@ -150,6 +151,30 @@ def test_sharded_checkpoints_go_on(
     launch(workspace, on_cpus(workspace, other, processes), stage("pretrain", resumed.name, options))
 
     assert losses(resumed) == pytest.approx(losses(workspace.run_folder / "alone")[2:], abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_two_processes_killed_twice_end_with_the_same_bytes(workspace: Workspace, tmp_path: Path, engine: str) -> None:
+    own = workspace.copy(tmp_path / "workspace")
+    layout = on_cpus(own, engine, 2)
+    options = "--muon_learning_rate null --model_config.attention_dropout 0.1 --save_steps 3 --output_dir runs/tiny/{}"
+    words = ["accelerate", "launch", "--config_file", layout, "-m", "fledge", "pretrain", f"{TINY}/pretrain.yaml"]
+
+    own.run(*words, *options.format("unbroken").split())
+    for step in (5, 10):
+        process = own.start(*words, *options.format("killed").split())
+        metrics = own.run_folder / "killed/metrics.jsonl"
+        while not metrics.is_file() or len(losses(metrics.parent)) < step:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        kill(process)
+    done = own.run(*words, *options.format("killed").split())
+
+    assert "resuming from runs/tiny/killed/checkpoint-9" in done.text
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert losses(own.run_folder / "killed", key) == losses(own.run_folder / "unbroken", key)
+    assert own.weights()["killed"] == own.weights()["unbroken"]
 
 
 def test_muon_is_refused_where_matrices_are_sharded(workspace: Workspace) -> None:

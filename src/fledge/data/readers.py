@@ -107,10 +107,40 @@ def _read_arrow(path: str, span: Span, columns: Sequence[str] | None) -> Numbere
         for batch in batches:
             _check_columns(path, batch.schema.names, columns)
             chosen = batch.select(columns) if columns else batch
+            _check_offsets(chosen)
             yield from (chosen.slice(at, BATCH) for at in range(0, chosen.num_rows, BATCH))
 
     with _whole(path, "arrow"), _batches(path) as batches:
         yield from _of_batches(small(), 0, span)
+
+
+def _check_offsets(batch: pyarrow.RecordBatch) -> None:
+    """Raise ArrowInvalid where a damaged file's offsets point out of it, which pyarrow would follow and crash."""
+    batch.validate()
+    try:
+        for column in batch.columns:
+            _as_bytes(column).validate(full=True)
+    except KeyError as error:
+        raise pyarrow.ArrowInvalid(f"a type that pyarrow has no name for: {error}") from error
+
+
+def _as_bytes(array: pyarrow.Array) -> pyarrow.Array:
+    """The same memory with bytes for text: a row whose text is no UTF-8 is told by its own, not by its file."""
+    kind, own = array.type, array.buffers()
+    if pyarrow.types.is_string(kind):
+        return pyarrow.Array.from_buffers(pyarrow.binary(), len(array), own, offset=array.offset)
+    if pyarrow.types.is_large_string(kind):
+        return pyarrow.Array.from_buffers(pyarrow.large_binary(), len(array), own, offset=array.offset)
+    if pyarrow.types.is_list(kind):
+        inner = _as_bytes(array.values)
+        return pyarrow.Array.from_buffers(
+            pyarrow.list_(inner.type), len(array), own[:2], offset=array.offset, children=[inner]
+        )
+    if pyarrow.types.is_struct(kind):
+        inner = [_as_bytes(array.field(index)) for index in range(kind.num_fields)]
+        names = pyarrow.struct([(kind.field(index).name, its.type) for index, its in enumerate(inner)])
+        return pyarrow.Array.from_buffers(names, len(array), own[:1], offset=array.offset, children=inner)
+    return array
 
 
 @contextmanager

@@ -196,6 +196,8 @@ def _open(entry: DatasetEntry, where: str) -> Source:
             raise ValueError(f"{where}: no column {name}{suggestion(name, found)}; its columns are {', '.join(found)}")
     in_file = {name: name if name in found else name.partition(".")[0] for name in named}
     known = tuple(entry.columns) or tuple(found)
+    if not known:
+        raise ValueError(f"{where}: {files[0]} has rows without a column; make it again, or leave it out")
     recognised = recognise(known)
     if recognised is None:
         raise ValueError(

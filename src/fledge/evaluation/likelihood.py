@@ -166,7 +166,9 @@ def picked(
 
 def _continued(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Document:
     """A document's beginning with what follows it as labels."""
-    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+    before, after = (
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (prompt, answer)
+    )
     before = [tokenizer.bos_token_id, *before]
     return Document.of(before + after, [0] * len(before) + [1] * len(after))
 

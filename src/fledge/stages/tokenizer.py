@@ -46,7 +46,7 @@ def main(recipe: Recipe) -> None:
 
     results = {}
     if sample := [text for text, _ in zip(texts(keys), range(2000), strict=False)]:
-        tokens = sum(len(ids) for ids in tokenizer(sample, add_special_tokens=False)["input_ids"])
+        tokens = sum(len(ids) for ids in tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"])
         results["characters_per_token"] = round(sum(map(len, sample)) / tokens, 4)
     record.finish(
         vocab_size=len(tokenizer),
