@@ -53,6 +53,29 @@ def test_readme_states_what_was_measured(path: str) -> None:
     assert shown(path) in line
 
 
+ENGLISH = RECIPE.with_name("pocket-english")
+ENGLISH_SHOWN = {
+    "wall_seconds": SHOWN["wall_seconds"],
+    "peak_memory_gb": SHOWN["peak_memory_gb"],
+    "trigram.bits_per_byte": SHOWN["trigram.bits_per_char"],
+    "base.bits_per_byte": SHOWN["base.bits_per_char"],
+    "sft.choice_accuracy": SHOWN["dpo.form_perfect"],
+    "sft.stop_rate": SHOWN["dpo.stop_rate"],
+    "dpo.stop_rate": SHOWN["dpo.stop_rate"],
+    "dpo.preference_accuracy": SHOWN["dpo.preference_accuracy"],
+    "dpo.step0_loss": SHOWN["dpo.step0_loss"],
+}
+
+
+@pytest.mark.parametrize("path", ENGLISH_SHOWN)
+def test_pocket_english_states_what_was_measured(path: str) -> None:
+    lines = (ENGLISH / "README.md").read_text(encoding="utf-8").splitlines()
+    stage, _, name = path.rpartition(".")
+    report = json.loads((ENGLISH / "report.json").read_text(encoding="utf-8"))
+    found = (report[stage] if stage else report)[name]
+    assert f"| {ENGLISH_SHOWN[path](found)} |" in next(line for line in lines if f"`{path}`" in line)
+
+
 def test_front_page_states_what_was_measured() -> None:
     text = (RECIPE.parent.parent / "README.md").read_text(encoding="utf-8")
     for path in (
