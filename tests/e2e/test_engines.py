@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -168,6 +169,8 @@ def test_two_processes_killed_twice_end_with_the_same_bytes(workspace: Workspace
         while not metrics.is_file() or len(losses(metrics.parent)) < step:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
+        for each in reversed(psutil.Process(process.pid).children(recursive=True)):  # in sessions of their own
+            each.kill()
         kill(process)
     done = own.run(*words, *options.format("killed").split())
 

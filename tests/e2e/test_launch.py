@@ -77,9 +77,11 @@ def test_run_takes_a_layout_and_refuses_one_that_does_not_divide(mine: Workspace
 
     wrong = mine.fledge("run", TINY, "--on", TWO, "--only", "pretrain", code=2)
 
-    # 2 processes x 3 rows x 192 tokens are 1,152 at once; each of the two finds it out, one says it.
-    assert wrong.text.count("tokens_per_step: 1536 is no multiple of 1152, what 2 process(es) take at once") == 1
-    assert "nearest: 1152 or 2304" in wrong.text
+    # 2 processes x 3 rows x 192 tokens are 1,152 at once; each of the two finds it out, one says it, and `run` repeats
+    # it below what the launcher had to say.
+    message = "process 0: tokens_per_step: 1536 is no multiple of 1152, what 2 process(es) take at once"
+    assert f"fledge: {message}" in wrong.err and "process 1: " not in wrong.text
+    assert message in wrong.out.splitlines()[-2] and "nearest: 1152 or 2304" in wrong.out.splitlines()[-2]
     assert not (mine.run_folder / "pretrain" / "summary.json").exists()
 
 

@@ -4,6 +4,7 @@ Far is as in OLMo-core's SkipStepOptimizer: more than six standard deviations ab
 """
 
 import logging
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -37,8 +38,12 @@ class Spikes:
             rows: for the message, which rows this process read.
 
         Raises:
-            ValueError: it stands out, and the policy is stop.
+            ValueError: it stands out, and the policy is stop; or it is no number, which only ZeRO lets come so far.
         """
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"step {step}: loss {loss}{rows}; nothing of it was saved, the newest checkpoint is sound"
+            )
         before = list(self.losses)
         self.losses.append(loss)
         if len(before) < LEAST:
