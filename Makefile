@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz smoke-all lint schema bench-prepare clean
+.PHONY: install demo test slow reliability fuzz soak smoke-all lint schema bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,9 @@ reliability: install  ## every fault at every change of a run's folder: hours
 
 fuzz: install  ## mutated recipes, layouts, templates and data files: ten minutes
 	FUZZ_SECONDS=50 $(BIN)/python -m pytest -s tests/test_fuzz.py
+
+soak: install  ## 200 random faults, two hours at most; writes docs/soak.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what a nightly run calls
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 0 -m "slow or not slow" tests/e2e/test_smoke.py

@@ -20,8 +20,8 @@ from .workspace import TINY, Workspace, sha256
 
 
 STAGES = {
-    # dropout, two micro-batches a step, and an epoch that ends in the midst of the run
-    "pretrain": ["--model_config.attention_dropout", "0.1", "--per_device_train_batch_size", "2", "--max_steps", "14"],
+    # dropout, four micro-batches a step, and an epoch that ends after 15 of the 18 steps
+    "pretrain": ["--model_config.attention_dropout", "0.1", "--per_device_train_batch_size", "2", "--max_steps", "18"],
     "sft": ["--per_device_train_batch_size", "1", "--save_steps", "2"],
     "dpo": ["--per_device_train_batch_size", "1", "--save_strategy", "steps", "--save_steps", "2"],
 }
