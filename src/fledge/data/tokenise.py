@@ -249,5 +249,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Any]) -> Any:
     return tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, add_special_tokens=False
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        add_special_tokens=False,
+        tokenizer_kwargs={"verbose": False},  # rows longer than the model are counted elsewhere
     )
