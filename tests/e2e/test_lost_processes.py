@@ -17,7 +17,7 @@ WORDS = {
     "stop": "process 0: no progress for 10 s (hang_timeout) after step 5",
     "hang": "process 1: no progress for 10 s (hang_timeout) after step 5, in meet (",
 }
-WITHIN = {"raise": 30, "die": 30, "leave": 30, "stop": 70, "hang": 70}
+WITHIN = {"raise": 90, "die": 90, "leave": 90, "stop": 140, "hang": 120}
 """Seconds of the whole run, its start included; a stopped process is given 30 by torchrun before it is killed."""
 QUICK = ("raise", "hang")
 FAULTS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WORDS]
@@ -30,7 +30,7 @@ def test_all_processes_end_and_the_first_cause_is_told(mine: Workspace, fault: s
     began = time.monotonic()
     module = ["-m", "unlucky", fault, "6", "pretrain", f"{TINY}/pretrain.yaml", *OPTIONS]
     process = mine.start(*launcher, *module, PYTHONPATH=str(Path(__file__).parent))
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=200)
     assert process.returncode != 0
     assert time.monotonic() - began < WITHIN[fault]
     last = [line for line in (out + err).splitlines() if line.strip()][-20:]
