@@ -107,7 +107,7 @@ def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     callback.begin_at(state.global_step)
     made = made_from(checkpoint)
-    trainer._total_train_tokens = made.get("num_tokens")  # TRL's count, in num_tokens of a line
+    trainer._total_train_tokens = made.get("num_tokens") or 0  # TRL's count, in num_tokens of a line
     trainer.spikes = Spikes(trainer.spikes.policy, made.get("losses", ()))
     if state.global_step >= trainer.planned_steps():
         # All steps are done and only the end is missing; the Trainer would take one step more.
