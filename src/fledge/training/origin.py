@@ -12,7 +12,7 @@ UNIMPORTANT = re.compile(
     r"(logging|save|eval|hub|dataloader|report|push|per_device|disable|include|log|torch_compile|auto_find)(_|$).*"
     r"|output_dir|run_name|hang_timeout|loss_spike|use_cpu|gradient_accumulation_steps|project|trackio.*"
 )
-"""Keys that may change between a checkpoint and its resumption: they move no weight, or, loss_spike, a stop asks for it."""
+"""Keys that may change before a resumption: they move no weight, or, loss_spike, a stop asks for it."""
 
 READ = {
     "prepared": ("manifest.json",),
