@@ -59,11 +59,15 @@ def saved(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("checkpoint-*/COMPLETE.json"))
 
 
+@pytest.mark.parametrize("whom", ["chain", "its-whole-group"])  # as `timeout` and a closing terminal do
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_chain_makes_room_and_goes_on(long: Workspace, chain: Workspace, number: signal.Signals) -> None:
+def test_a_chain_makes_room_and_goes_on(long: Workspace, chain: Workspace, number: signal.Signals, whom: str) -> None:
     process = begin(long, "fledge", "run", TINY)
     began = time.monotonic()
-    process.send_signal(number)
+    if whom == "chain":
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)
     code, text = ended(process, began)
 
     assert code == 75, text

@@ -1,5 +1,6 @@
 """Start one stage, through accelerate launch where it uses the layout's devices, and watch its memory."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ WITHOUT_DEVICES = ("corpus", "tokenizer", "prepare", "export")
 
 GENERATING = ("pairs", "evaluate")
 """Stages of one process: on a CPU the launcher would only add the seconds it takes to start."""
+
+PR_SET_CHILD_SUBREAPER = 36
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -55,18 +58,22 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
         command += ["--num_cpu_threads_per_process", str(threads(placed))]
         command += ["--config_file", str(layout)]
     command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides, *(["--smoke"] if recipe.smoke else [])]
+    _adopt_orphans()
     with tempfile.TemporaryDirectory() as folder:
         code_file, cause_file = Path(folder) / "code", Path(folder) / "causes"
         environment |= {EXIT_CODE_FILE: str(code_file), CAUSE_FILE: str(cause_file)}
         with subprocess.Popen(command, env=environment) as process:
-            memory = _Memory(root := psutil.Process(process.pid))
-            with _passing_on(root) as asked, _every(0.5, memory.look):
+            memory = _Memory(psutil.Process(process.pid))
+            with _passing_on() as asked, _every(0.5, memory.look):
                 try:
                     code = process.wait()
                 except KeyboardInterrupt:
                     # The stage got the same signal and ends by itself; leaving now would orphan it.
                     process.wait()
                     raise
+                finally:
+                    if asked:  # perhaps the launcher was as well, and has died before them
+                        psutil.wait_procs(_stages())
         if code and code_file.is_file():
             code = int(code_file.read_text())
         elif code and asked:  # before the stage could listen
@@ -76,7 +83,7 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
 
 
 @contextmanager
-def _passing_on(root: psutil.Process) -> Iterator[list[int]]:
+def _passing_on() -> Iterator[list[int]]:
     """Meanwhile a signal that asks this process to make room goes to the stage's own processes, each told once.
 
     Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds. A stage that has not begun
@@ -86,12 +93,10 @@ def _passing_on(root: psutil.Process) -> Iterator[list[int]]:
     told: set[int] = set()
 
     def tell() -> None:
-        if not asked:
-            return
-        with suppress(psutil.NoSuchProcess):
-            for process in (*root.children(recursive=True), root):
-                if process.pid not in told and _is_stage(process):
-                    told.add(process.pid)
+        for process in _stages() if asked else ():
+            if process.pid not in told:
+                told.add(process.pid)
+                with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
@@ -103,13 +108,21 @@ def _passing_on(root: psutil.Process) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _is_stage(process: psutil.Process) -> bool:
-    """Whether it runs `-m fledge STAGE` and is not accelerate, which has these words on its command line too."""
-    try:
-        words = process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-    return "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words
+def _adopt_orphans() -> None:
+    """Processes of a stage whose launcher has died become children of this one, not of the system's first."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _stages() -> list[psutil.Process]:
+    """The processes below this one that run `-m fledge STAGE`; accelerate has these words too, and is none of them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words:
+                found.append(process)
+    return found
 
 
 def threads(layout: Layout, processes: int | None = None) -> int:
