@@ -28,7 +28,7 @@ FLOORS = [
         "recipe",
         "schema",
     },
-    {"data"},
+    {"data", "publishing"},
     {"evaluation", "training", "results"},
     {"stages"},
     {"launching", "inspecting", "chat", "cli", "__main__"},

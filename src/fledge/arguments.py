@@ -63,6 +63,12 @@ class TrainingKeys:
         1800.0,
         minimum=1,
     )
+    hub_timeout: float = key(
+        "With push_to_hub: seconds that the end of a stage waits for the hub; what has not arrived waits on, beside "
+        "the run.",
+        600.0,
+        minimum=0,
+    )
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,13 @@ CAUSE_FILE = "FLEDGE_CAUSE_FILE"
 """Environment variable: where each process of a stage that fails leaves a line that says why."""
 
 
+class NotPushed(Exception):
+    """Training is done and its result whole, but not all of it has reached the hub."""
+
+    exit_code = 69
+    """EX_UNAVAILABLE of sysexits.h."""
+
+
 def tell_cause(text: str) -> None:
     """Say why this process ends, and leave it for `fledge run` and for torchrun, whose last words it becomes."""
     line = f"process {os.environ.get('RANK', '0')}: {text}"

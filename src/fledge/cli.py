@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
-from fledge.causes import EXIT_CODE_FILE, tell_cause
+from fledge.causes import EXIT_CODE_FILE, NotPushed, tell_cause
 from fledge.files import is_full_disk
 from fledge.launching import log_progress
 from fledge.preempted import Preempted, listen
@@ -36,6 +36,7 @@ OTHERS = {
     "plan": "what a recipe costs before it runs: FLOPs, hours, memory per GPU",
     "inspect": "see packed rows, masks and pairs token by token",
     "report": "one page about a run",
+    "publish": "push to the hub what training could not",
     "chat": "talk to a model",
 }
 VIA = ("accelerate", "slurm", "ray")
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         return _say(error, 2)
     except Preempted as reason:
         return _say(reason, Preempted.exit_code)
+    except NotPushed as reason:
+        return _say(reason, NotPushed.exit_code)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -95,7 +98,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in STAGES:
         return _stage(command, rest)
     if command in OTHERS:
-        own = {"run": _run, "launch": _launch, "plan": _plan, "inspect": _inspect, "report": _report, "chat": _chat}
+        own = {"run": _run, "launch": _launch, "plan": _plan, "inspect": _inspect, "report": _report}
+        own |= {"publish": _publish, "chat": _chat}
         return own[command](rest)
     near = get_close_matches(command, [*STAGES, *OTHERS], 1)
     raise ValueError(f"{command}: no such command; {f'did you mean {near[0]}?' if near else 'see fledge --help'}")
@@ -217,6 +221,18 @@ def _report(argv: Sequence[str]) -> int:
     from fledge.results.report import write
 
     print(write(arguments.run))
+    return 0
+
+
+def _publish(argv: Sequence[str]) -> int:
+    about = "Push what waits for the hub: revisions of a stage with push_to_hub that have not arrived."
+    parser = _Parser("fledge publish", description=about, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or that of one of its stages")
+    parser.add_argument("--dry-run", action="store_true", help="only list every file, and where it would go")
+    arguments = parser.parse_args(argv)
+    from fledge.publishing.terminal import publish
+
+    publish(arguments.run, arguments.dry_run)
     return 0
 
 

@@ -34,9 +34,12 @@ class Nursery:
     def __init__(self, server: subprocess.Popen[str], log: Path) -> None:
         self._server, self._log = server, log
 
-    def run(self, folder: Path, *arguments: str, watched: str, kind: int = NOTHING, at: int = 0) -> Lived:
+    def run(
+        self, folder: Path, *arguments: str, watched: str, kind: int = NOTHING, at: int = 0, **environment: str
+    ) -> Lived:
         """Run a command; `kind` happens to it at its `at`-th change below `watched`, a path below `folder`."""
         wanted = {"folder": str(folder), "arguments": arguments, "watched": str(folder / watched)}
+        wanted["environment"] = environment
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps({**wanted, "kind": kind, "at": at, "log": str(self._log)}) + "\n")
         self._server.stdin.flush()
@@ -90,6 +93,7 @@ def _live(library: ctypes.CDLL, wanted: dict) -> None:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.chdir(wanted["folder"])
+        os.environ.update(wanted["environment"])
         library.crash_below(wanted["watched"].encode(), ctypes.c_long(wanted["at"]), wanted["kind"])
         code = main(wanted["arguments"])
     except BaseException:  # what a Python that ends by it would print

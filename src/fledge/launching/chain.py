@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fledge.causes import NotPushed
 from fledge.files import hold, write_json
 from fledge.layouts import find_layout, read_layout
 from fledge.preempted import Preempted
@@ -22,7 +23,7 @@ from .process import launch
 
 
 def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke: bool = False) -> int:
-    """Run the stages of `folder`; returns the exit code of the first that fails, or 0.
+    """Run the stages of `folder`; returns the exit code of the first that fails, 69 if one was not pushed, or 0.
 
     Args:
         on: the layout, a file or the name of one in accelerate_configs/; its cpu.yaml if None.
@@ -51,6 +52,7 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
         say(f"variants, run by --only: {', '.join(variants)}")
     prints: dict[str, str] = {}
     stages: list[dict[str, Any]] = []
+    unpushed: list[Recipe] = []
     for index, recipe in enumerate(recipes):
         above = [prints[other.name] for other in inputs(recipe, recipes)]
         prints[recipe.name] = fingerprint(recipe, recipes, above)
@@ -65,13 +67,19 @@ def run(folder: Path, on: str | None, only: str | None, start: str | None, smoke
             if code == Preempted.exit_code:
                 say(f"{recipe.name} made room; the same command goes on")
                 return code
-            if code:
+            if code == NotPushed.exit_code:
+                unpushed.append(recipe)
+            elif code:
                 say(f"{recipe.name} failed with exit code {code}; the same command continues here")
                 return code
         if "seconds" in state:
             measured = {key: state[key] for key in ("seconds", "peak_memory_gb")}
             stages.append({"name": recipe.name, "stage": recipe.stage, **measured, "skipped": skipped})
     finish(folder, home, layout, stages, began)
+    if unpushed:
+        names = ", ".join(recipe.name for recipe in unpushed)
+        say(f"trained, and not pushed: {names}; fledge publish {home} sends what waits")
+        return NotPushed.exit_code
     return 0
 
 
@@ -108,7 +116,7 @@ def run_stage(recipe: Recipe, layout: Path, state: dict[str, Any], wanted: str) 
     write_json(folder / STATE, state)
     outcome = launch(recipe, layout)
     state["spent"] = round(state["spent"] + time.time() - state.pop("began"), 2)
-    if outcome.exit_code == 0:
+    if outcome.exit_code in (0, NotPushed.exit_code):
         state |= {"seconds": state.pop("spent"), "peak_memory_gb": round(outcome.peak_memory_gb, 3)}
         state["files"] = result_files(folder)
     write_json(folder / STATE, state)

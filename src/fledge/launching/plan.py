@@ -9,6 +9,7 @@ from typing import Any
 import fledge
 from fledge.arguments import STAGES
 from fledge.files import digest, read_json
+from fledge.publishing.outbox import OUTBOX
 from fledge.recipe import Recipe, RecipeError, load_recipe, read_smoke
 
 
@@ -16,6 +17,9 @@ STATE = "chain.json"
 """In a stage's output_dir: the fingerprint it was started with and, once it is done, its files."""
 
 VARIANT = "_lora"
+
+HUB_KEYS = ("push_to_hub", "hub_")
+"""Keys that decide where a result goes besides, and nothing of it."""
 
 OWN_FILES = {STATE, "recipe.json", "versions.json", "metrics.jsonl", "summary.json"}
 """Files that describe a stage; what others read are the rest."""
@@ -104,7 +108,8 @@ def fingerprint(recipe: Recipe, recipes: list[Recipe], above: list[str]) -> str:
     given = [path for path in _named(recipe) if not any(path.is_relative_to(folder) for folder in made)]
     files: dict[str, Any] = {str(path): digest(path) for path in given if path.is_file()}
     files |= {str(path): result_files(path) for path in given if path.is_dir()}
-    parts = [recipe.values, files, sorted(above), _code_hash(recipe.stage)]
+    values = {key: value for key, value in recipe.values.items() if not key.startswith(HUB_KEYS)}
+    parts = [values, files, sorted(above), _code_hash(recipe.stage)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -134,9 +139,10 @@ def _code_hash(stage: str) -> str:
 
 
 def result_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a stage's result; checkpoints and the files that describe it are left out."""
+    """SHA-256 of every file of a stage's result; without checkpoints, what waits for the hub and OWN_FILES."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    kept = (path for path in paths if path.name not in OWN_FILES and not path.parts[0].startswith("checkpoint-"))
+    aside = ("checkpoint-", OUTBOX)
+    kept = (path for path in paths if path.name not in OWN_FILES and not path.parts[0].startswith(aside))
     return {str(path): digest(folder / path) for path in kept}
 
 

@@ -5,18 +5,16 @@ fledge export recipes/tang-poems/export.yaml
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fledge.arguments import ExportArguments
 from fledge.data.checks import preflight, require
 from fledge.data.load import is_adapter, load_model, load_tokenizer
 from fledge.model.configuration_fledge import FledgeConfig
+from fledge.model.llama import as_llama
 from fledge.recipe import Recipe
 from fledge.results.record import Record
 
-
-OWN = ("qk_norm", "z_loss_weight", "scaled_residual_init")
-"""Keys of FledgeConfig that Llama lacks; the last two matter in training only."""
 
 MERGED_TOLERANCE = 1e-4
 """Of the largest logit: a thousand roundings of float32, where two layers of 32 differ by ten and an adapter that is
@@ -55,30 +53,6 @@ def check_merged(merged: PreTrainedModel, folder: str) -> dict[str, float]:
     if not difference <= MERGED_TOLERANCE * size:
         raise RuntimeError(f"the merged logits differ from the adapter's by {difference}, and the largest is {size}")
     return {"max_merged_difference": difference, "max_logit": size}
-
-
-def as_llama(source: PreTrainedModel) -> LlamaForCausalLM:
-    """A fledge model's weights under Llama's configuration."""
-    llama = LlamaForCausalLM(llama_config(source.config)).to(source.dtype)
-    llama.load_state_dict(source.state_dict())
-    llama.generation_config = source.generation_config
-    return llama
-
-
-def llama_config(config: FledgeConfig) -> LlamaConfig:
-    """The same architecture in Llama's words.
-
-    Raises:
-        ValueError: a switch is on that Llama does not have.
-    """
-    if config.qk_norm:
-        raise ValueError(
-            "qk_norm is on and Llama has no such thing; load the model folder itself with fledge installed"
-        )
-    values = config.to_diff_dict()
-    for name in ("model_type", "architectures", "auto_map", "transformers_version", *OWN):
-        values.pop(name, None)
-    return LlamaConfig(**values)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from fledge.machine import choose_bf16, on_cpu, world_size
 from fledge.recipe import Recipe
 
 from .engine import in_bf16, set_up
+from .hub import check_hub
 
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -40,6 +41,7 @@ def library_arguments(
     refuse_muon(recipe)
     values = {**DEFAULTS, **recipe.library()}
     check_trackers(values["report_to"])
+    check_hub(recipe, values)
     torch_compile = values.pop("torch_compile", "auto")
     bf16 = choose_bf16(values["bf16"])
     values["bf16"] = bf16 and FAMILIES[launched_engine()] != "zero"

@@ -74,6 +74,7 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
         raise ValueError("loss_spike: skip: ZeRO updates in its backward pass, so nothing can be left out; write stop")
     callback = RecordCallback(record, tokens_per_step, trainer.guard)
     trainer.add_callback(callback)
+    trainer.tokens_per_step = tokens_per_step
     if is_peft_model(trainer.model):
         trained, every = (parameters(trainer.model, only_trainable=only) for only in (True, False))
         logger.info("LoRA: %s parameters are trained, %s stay as they are", f"{trained:,}", f"{every - trained:,}")
@@ -120,7 +121,11 @@ def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -
 
 
 def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **results: Any) -> None:
-    """Save model and tokenizer into output_dir and write the summary."""
+    """Save model and tokenizer into output_dir, write the summary, and see that all has reached the hub.
+
+    Raises:
+        NotPushed: something has not.
+    """
     trainer.model.config.use_cache = True  # the Trainer turns it off for training, and would save that
     trainer.save_model()
     if is_main_process():
@@ -138,6 +143,9 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
             **gpu_memory(),
             **results,
         )
+    if trainer.courier:
+        trainer.courier.put(record.folder)
+        trainer.courier.finish()
 
 
 def gpu_memory() -> dict[str, float]:

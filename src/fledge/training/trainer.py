@@ -13,10 +13,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl.trainer.utils import add_fused_lm_head
 
 from fledge.arguments import TrainingKeys
+from fledge.machine import is_main_process
 from fledge.results.record import Record, read_metrics
 
 from .checkpoints import commit, refuse_full_disk, rotate, staged
 from .guard import Guard
+from .hub import Courier
 from .muon import MuonWithAdamW, hidden_matrices
 from .preemption import EvaluationLeft
 from .spikes import Spikes
@@ -28,6 +30,8 @@ class StageTrainer(Trainer):
     decay_ratio: float | None = None
     muon_learning_rate: float | None = None
     hang_timeout: float = 1800.0
+    courier: Courier | None = None
+    tokens_per_step = 0.0
     heldout_tokens_per_row: float | None = None
     made: Callable[[], dict[str, Any]] = dict
     """What checkpoints say that they were made of; `train` of fledge.training.run sets it."""
@@ -37,6 +41,7 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
         self.spikes = Spikes("log")
+        self._pushes, kwargs["args"].push_to_hub = kwargs["args"].push_to_hub, False  # see `Courier`
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -66,6 +71,7 @@ class StageTrainer(Trainer):
         self.muon_learning_rate = keys.muon_learning_rate
         self.hang_timeout = keys.hang_timeout
         self.spikes = Spikes(keys.loss_spike)
+        self.courier = Courier(self.args, keys.hub_timeout) if self._pushes and is_main_process() else None
         if manifest and self.eval_dataset is not None:
             self.heldout_tokens_per_row = manifest["eval"]["supervised_tokens"] / len(self.eval_dataset)
 
@@ -121,15 +127,15 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer saves, but beside; the last process done, it is committed, and only then older ones go."""
         args, state, folder = self.args, self.state, Path(self.args.output_dir)
-        push, limit = args.push_to_hub, args.save_total_limit
+        limit = args.save_total_limit
         if args.should_save:
             trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
             refuse_full_disk(folder, (4 if args.save_only_model else 12) * trained)  # float32, with two moments
-        args.push_to_hub, args.save_total_limit, self._saving = False, None, True
+        args.save_total_limit, self._saving = None, True
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            args.push_to_hub, args.save_total_limit, self._saving = push, limit, False
+            args.save_total_limit, self._saving = limit, False
         name = f"checkpoint-{state.global_step}"
         best = folder / f"checkpoint-{state.best_global_step}"
         if state.best_global_step and (best.name == name or best.is_dir()):
@@ -140,11 +146,13 @@ class StageTrainer(Trainer):
             # What the Trainer would begin anew: see `_resume` of fledge.training.run.
             counted = {"num_tokens": getattr(self, "_total_train_tokens", None), "losses": list(self.spikes.losses)}
             made = {"step": state.global_step, **counted, **self.made()}
+            if self.courier and self.courier.every_save:  # before the commit: a kill between them loses no revision
+                self.courier.put(staged(folder) / name, state.global_step, state.global_step * self.tokens_per_step)
             commit(folder, name, made, args.save_only_model)
             rotate(folder, limit, state.best_model_checkpoint)
+            if self.courier and self.courier.every_save:
+                self.courier.go()
         self.accelerator.wait_for_everyone()
-        if push:
-            self._push_from_checkpoint(str(folder / name))
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
