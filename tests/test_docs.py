@@ -104,6 +104,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("chat.terminal", "chat"),
         ("inspecting.report", "inspect"),
         ("planning.terminal", "show"),
+        ("publishing.terminal", "publish"),
     ):
         monkeypatch.setattr(f"fledge.{module}.{name}", instead(name))
     return called

@@ -136,7 +136,7 @@ def kill(process: subprocess.Popen[str]) -> tuple[str, str]:
     return process.communicate()
 
 
-def losses(folder: Path, key: str = "loss") -> list[float]:
+def losses(folder: Path, key: str = "loss") -> list[Any]:
     """One of a stage's metrics, step by step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line[key] for line in lines if key in line]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.causes import EXIT_CODE_FILE
+from fledge.causes import EXIT_CODE_FILE, NotPushed
 from fledge.layouts import Layout
 from fledge.preempted import Preempted
 from fledge.recipe import Recipe
@@ -50,6 +50,8 @@ export FIRST_HOST="${{hosts[0]}}" FIRST_PORT="$((20000 + SLURM_JOB_ID % 10000))"
 # A log for each machine there, and below node-N one for each process.
 export LOGS={logs}/{name}-"$SLURM_JOB_ID"
 mkdir -p "$LOGS"
+export {file}="$LOGS/exit-code"
+rm -f "${file}"
 {requeue}
 # One lost process ends the step on all machines instead of leaving the others to wait for it. A task is not bound to a
 # core, which all processes it starts would share.
@@ -59,15 +61,16 @@ code=0
 wait "$step" || code=$?
 # A signal ends `wait`, not the step.
 if kill -0 "$step" 2> /dev/null; then code=0; wait "$step" || code=$?; fi
-{again}exit "$code"
+{again}# {unpushed}: trained, and not all of it is on the hub. fledge publish sends the rest; the next stage can begin.
+if [ "$(cat "${file}" 2> /dev/null)" = {unpushed} ]; then code=0; fi
+exit "$code"
 """
 
 REQUEUE = """
 # Slurm signals this shell {seconds} s before the time limit. Then all processes of the step are asked to make room:
 # after one agreed step they save and end, and the job goes back into the queue. With --requeue Slurm's own preemption
 # does the same.
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={saving} {file}="$LOGS/exit-code"
-rm -f "${file}"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={saving}
 asked=
 trap 'echo "fledge: close to the time limit"; asked=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 """
@@ -210,13 +213,15 @@ def script(job: Job, queue: Queue) -> str:
     keeps = recipe.values.get("save_strategy", "no") != "no"
     stated += [f"#SBATCH --signal=B:USR1@{WARNING_SECONDS}"] if keeps else []
     words = {"seconds": WARNING_SECONDS, "saving": SAVING_SECONDS, "file": EXIT_CODE_FILE}
-    words["preempted"] = Preempted.exit_code
+    words |= {"preempted": Preempted.exit_code, "unpushed": NotPushed.exit_code}
     body = TRAINING.format(
         folder=folder,
         logs=shlex.quote(str(logs)),
         name=shlex.quote(recipe.name),
         requeue=REQUEUE.format(**words) if keeps else NO_REQUEUE,
         again=AGAIN.format(**words) if keeps else "",
+        file=words["file"],
+        unpushed=words["unpushed"],
         command=shlex.quote(task(job)),
     )
     return "\n".join(["#!/bin/bash", f"# {recipe.name} on {layout.name}", *stated, body])

@@ -16,7 +16,7 @@ from fledge.preempted import Preempted
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import Record, read_metrics, versions
 
-from . import cpu_head
+from . import cpu_head, order
 from .arguments import values_of
 from .checkpoints import made_from, newest_checkpoint, newest_marked
 from .engine import refuse_other
@@ -80,6 +80,7 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
         logger.info("LoRA: %s parameters are trained, %s stay as they are", f"{trained:,}", f"{every - trained:,}")
     stop = PreemptionCallback()
     trainer.add_callback(stop)
+    order.install()
     trainer.made = cache(lambda: {**origin(recipe, record.resolved), "versions": versions()})
     # Making a trainer may have drawn random numbers or not: TRL keeps the reference's log-probabilities in a cache.
     set_seed(trainer.args.seed)

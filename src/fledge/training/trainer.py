@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import add_fused_lm_head
 
@@ -20,6 +21,7 @@ from .checkpoints import commit, refuse_full_disk, rotate, staged
 from .guard import Guard
 from .hub import Courier
 from .muon import MuonWithAdamW, hidden_matrices
+from .order import EpochOrder
 from .preemption import EvaluationLeft
 from .spikes import Spikes
 
@@ -43,6 +45,12 @@ class StageTrainer(Trainer):
         self.spikes = Spikes("log")
         self._pushes, kwargs["args"].push_to_hub = kwargs["args"].push_to_hub, False  # see `Courier`
         super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochOrder(len(self.train_dataset if train_dataset is None else train_dataset), seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """With `muon_learning_rate`, the decoder's matrices go to Muon and the rest to the optimizer of `optim`."""
