@@ -290,6 +290,19 @@ def test_the_readme_states_the_same_numbers(stage: Stage) -> None:
         assert number is None or f"{number:,}" in text, f"{number:,}"
 
 
+def test_the_tables_of_all_systems_state_the_same_numbers() -> None:
+    tables = [Path(name).read_text(encoding="utf-8") for name in ("README.md", "recipes/README.md")]
+    for folder in {stage.recipe.partition("/")[0] for stage in SYSTEMS}:
+        [parameters] = {it.parameters for it in SYSTEMS if it.recipe == f"{folder}/pretrain"}
+        [row] = [line for line in tables[1].splitlines() if line.startswith(f"| [{folder}]")]
+        assert f" {parameters:,} " in row
+        if not folder.startswith("tinylm") and folder != "lillm-300m":  # the main one names only their ends
+            [row] = [line for line in tables[0].splitlines() if line.startswith(f"| [{folder}]")]
+        assert f" {parameters:,} " in row and "planned" in row
+    tinylm = [it.parameters for it in SYSTEMS if it.recipe.startswith("tinylm")]
+    assert f"| {min(tinylm):,} to {max(tinylm):,} |" in tables[0]
+
+
 def test_the_special_tokens_of_lillm_have_the_ids_of_the_source() -> None:
     for folder in ("lillm", "lillm-300m"):
         keys = load_recipe("tokenizer", Path("recipes", folder, "tokenizer.yaml")).values
