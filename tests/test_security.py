@@ -1,6 +1,7 @@
 """What no file of fledge does, and what it never leaves behind. SECURITY.md says why."""
 
 import ast
+import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import fledge
+from fledge.arguments import DatasetEntry
+from fledge.data.load import load_model
+from fledge.data.locate import files_of
+from fledge.data.prepared import load_prepared
 from fledge.training.checkpoints import newest_checkpoint
 
 
@@ -66,6 +71,36 @@ def test_a_poisoned_checkpoint_is_set_aside_unread(checkpoint: Path, tmp_path: P
     (checkpoint / name).write_bytes(pickle.dumps(Payload(canary)))
     assert newest_checkpoint(checkpoint.parent) is None
     assert (checkpoint.parent / f"damaged-{checkpoint.name}").is_dir() and not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "", 7])
+def test_a_folder_names_only_files_of_its_own(tmp_path: Path, name: object) -> None:
+    """A model's shards, a saved data set's files and splits, the shards of prepared rows."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("not for you")
+
+    def holds(file: str, value: object) -> None:
+        (folder / file).write_text(json.dumps(value))
+
+    refused = pytest.raises(ValueError, match="is no file of this folder")
+    holds("config.json", {"model_type": "llama"})
+    holds("model.safetensors.index.json", {"weight_map": {"lm_head.weight": name}})
+    with refused:
+        load_model(folder, "model_name_or_path")
+    holds("state.json", {"_data_files": [{"filename": name}]})
+    with refused:
+        files_of(DatasetEntry(path=str(folder)), "datasets: 1")
+    holds("manifest.json", {"id_type": "uint16", "train": {"index": {name: {"bytes": 11}}, "shards": []}})
+    if name != 7:  # a name in JSON is text there
+        with refused:
+            load_prepared(folder)
+
+
+def test_a_split_is_no_way_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["../other"]}))
+    with pytest.raises(ValueError, match="is no file of this folder"):
+        files_of(DatasetEntry(path=str(tmp_path), split="../other"), "datasets: 1")
 
 
 @pytest.fixture

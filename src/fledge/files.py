@@ -26,6 +26,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stays_inside(name: object) -> bool:
+    """Whether what a file says is the name of another one is a path that does not lead out of their folder."""
+    return isinstance(name, str) and name != "" and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether a write failed, here or below, because the disk, a quota or the limit of a file's size left no room."""
     while error:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, __version__
 
-from fledge.files import read_json
+from fledge.files import read_json, stays_inside
 from fledge.model import register
 
 
@@ -191,7 +191,11 @@ def read_object(path: Path, place: str, fix: str) -> dict[str, Any]:
 def _check_weights(folder: Path, place: str, fix: str) -> None:
     """Refuse a folder whose weights are missing, pickled, or cut off."""
     index = read_object(folder / "model.safetensors.index.json", place, fix)
-    shards = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
+    names = index.get("weight_map", {})
+    names = list(names.values()) if isinstance(names, dict) else [names]
+    if outside := [name for name in names if not stays_inside(name)]:
+        raise ValueError(f"{place}: model.safetensors.index.json: {outside[0]!r} is no file of this folder{fix}")
+    shards = sorted(set(names)) or ["model.safetensors"]
     for name in shards:
         path = folder / name
         if not path.is_file():

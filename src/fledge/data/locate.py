@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.arguments import DatasetEntry
-from fledge.files import read_json
+from fledge.files import read_json, stays_inside
 from fledge.schema.check import suggestion
 
 from .readers import READERS
@@ -61,12 +61,12 @@ def files_of(entry: DatasetEntry, where: str) -> list[str]:
 
 def _folder(path: Path, split: str | None, where: str) -> list[Path]:
     if (path / "dataset_dict.json").is_file():
-        path = path / _chosen(split, _json(path / "dataset_dict.json")["splits"], where)
+        path = _inside(path, _chosen(split, _json(path / "dataset_dict.json")["splits"], where))
         split = None
     if (path / "state.json").is_file():
         if split:
             raise ValueError(f"{where}: split: the folder holds one split only; leave it out")
-        return [path / file["filename"] for file in _json(path / "state.json")["_data_files"]]
+        return [_inside(path, file["filename"]) for file in _json(path / "state.json")["_data_files"]]
     files = [file for file in sorted(path.iterdir()) if file.suffix in READERS]
     # Beside data, .json and .txt files are cards, licences and counts.
     files = [file for file in files if file.suffix not in (".json", ".txt")] or files
@@ -80,6 +80,12 @@ def _folder(path: Path, split: str | None, where: str) -> list[Path]:
         split = _chosen(split, found, where)
         files = [file for file in files if splits[file] == split]
     return files
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    if not stays_inside(name):
+        raise ValueError(f"{folder}: it names {name!r}, which is no file of this folder; save the data set again")
+    return folder / name
 
 
 def _split_of(file: Path) -> str:

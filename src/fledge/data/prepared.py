@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fledge.files import read_json
+from fledge.files import read_json, stays_inside
 
 from .tokenise import IGNORED
 
@@ -116,24 +116,27 @@ def load_prepared(folder: str | Path) -> tuple[PreparedRows, PreparedRows | None
     if "id_type" not in manifest:
         raise ValueError(f"prepared: {folder} was written by an older fledge; run its prepare stage again")
     for split in ("train", "eval"):
-        for path, size in _sizes(folder / split, manifest.get(split), manifest["id_type"]):
+        for name, size in _sizes(manifest.get(split), manifest["id_type"]):
+            path = folder / split / name
+            if not stays_inside(name):
+                raise ValueError(f"prepared: {folder}: {MANIFEST} names {name!r}, which is no file of this folder")
             if not path.is_file() or path.stat().st_size != size:
                 raise ValueError(f"prepared: {path} does not have the {size} bytes that prepare wrote; run it again")
     heldout = PreparedRows(folder, "eval") if "eval" in manifest else None
     return PreparedRows(folder, "train"), heldout, manifest
 
 
-def _sizes(folder: Path, split: dict[str, Any] | None, id_type: str) -> Iterator[tuple[Path, int]]:
-    """Every file of a split, and how many bytes long it is."""
+def _sizes(split: dict[str, Any] | None, id_type: str) -> Iterator[tuple[str, int]]:
+    """Every file of a split by its name there, and how many bytes long it is."""
     if split is None:
         return
     for name, file in split["index"].items():
-        yield folder / name, file["bytes"]
+        yield name, file["bytes"]
     for shard in split["shards"]:
         tokens = shard["tokens"]
         sizes = {"ids": tokens * np.dtype(id_type).itemsize, "mask": -(-tokens // 8)}
         for kind, size in sizes.items():
-            yield folder / f"{shard['name']}.{kind}", size
+            yield f"{shard['name']}.{kind}", size
 
 
 def as_hugging_face(rows: PreparedRows) -> datasets.Dataset:
