@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz soak smoke-all lint schema bench-prepare clean
+.PHONY: install demo test slow reliability fuzz soak audit smoke-all lint schema bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -31,6 +31,10 @@ fuzz: install  ## mutated recipes, layouts, templates and data files: ten minute
 
 soak: install  ## 200 random faults, two hours at most; writes docs/soak.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
+
+audit: install  ## known holes in the pinned versions; asks PyPI, and fails where it cannot
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[audit]"
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what a nightly run calls
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 0 -m "slow or not slow" tests/e2e/test_smoke.py

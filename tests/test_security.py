@@ -5,9 +5,12 @@ import json
 import os
 import pickle
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import fledge
 from fledge.arguments import DatasetEntry
@@ -71,6 +74,35 @@ def test_a_poisoned_checkpoint_is_set_aside_unread(checkpoint: Path, tmp_path: P
     (checkpoint / name).write_bytes(pickle.dumps(Payload(canary)))
     assert newest_checkpoint(checkpoint.parent) is None
     assert (checkpoint.parent / f"damaged-{checkpoint.name}").is_dir() and not canary.exists()
+
+
+def test_every_package_that_is_installed_is_pinned() -> None:
+    """constraints.txt is the lock file: all that fledge and its extras bring, each at the version that runs here."""
+    text = Path(fledge.__file__).parents[2].joinpath("constraints.txt").read_text(encoding="utf-8")
+    pinned = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    found, waiting = set(), {("fledge-lm", "")}
+    while waiting:
+        name, extra = waiting.pop()
+        found.add((name, extra))
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # of an extra that is not installed here
+            continue
+        for each in map(Requirement, requires):
+            extras = ["", "dev", "deepspeed"] if name == "fledge-lm" else [extra]
+            if each.marker is None or any(each.marker.evaluate({"extra": it}) for it in extras):
+                waiting |= {(canonicalize_name(each.name), it) for it in ("", *each.extras)} - found
+    names = {name for name, _ in found} - {"fledge-lm", "setuptools", "pip"}
+    assert len(names) > 50
+    assert {name for name in names if not is_as_pinned(name, pinned)} == set()
+
+
+def is_as_pinned(name: str, pinned: dict[str, str]) -> bool:
+    try:
+        return metadata.version(name).partition("+")[0] == pinned.get(name)
+    except metadata.PackageNotFoundError:
+        return True
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "", 7])
