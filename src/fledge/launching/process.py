@@ -1,12 +1,12 @@
 """Start one stage, through accelerate launch where it uses the layout's devices, and watch its memory."""
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,8 +25,6 @@ WITHOUT_DEVICES = ("corpus", "tokenizer", "prepare", "export")
 
 GENERATING = ("pairs", "evaluate")
 """Stages of one process: on a CPU the launcher would only add the seconds it takes to start."""
-
-PR_SET_CHILD_SUBREAPER = 36
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -58,13 +56,12 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
         command += ["--num_cpu_threads_per_process", str(threads(placed))]
         command += ["--config_file", str(layout)]
     command += ["-m", "fledge", recipe.stage, str(recipe.path), *overrides, *(["--smoke"] if recipe.smoke else [])]
-    _adopt_orphans()
     with tempfile.TemporaryDirectory() as folder:
         code_file, cause_file = Path(folder) / "code", Path(folder) / "causes"
         environment |= {EXIT_CODE_FILE: str(code_file), CAUSE_FILE: str(cause_file)}
         with subprocess.Popen(command, env=environment) as process:
-            memory = _Memory(psutil.Process(process.pid))
-            with _passing_on() as asked, _every(0.5, memory.look):
+            below = _Below(psutil.Process(process.pid))
+            with _passing_on(below) as asked, _every(0.5, below.look):
                 try:
                     code = process.wait()
                 except KeyboardInterrupt:
@@ -72,18 +69,18 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
                     process.wait()
                     raise
                 finally:
-                    if asked:  # perhaps the launcher was as well, and has died before them
-                        psutil.wait_procs(_stages())
+                    if asked:  # perhaps the launcher was as well, and has died before its stage
+                        below.wait()
         if code and code_file.is_file():
             code = int(code_file.read_text())
         elif code and asked:  # before the stage could listen
             code = Preempted.exit_code
         causes = cause_file.read_text(encoding="utf-8").splitlines() if cause_file.is_file() else []
-    return Outcome(code, memory.peak / 1e9, causes)
+    return Outcome(code, below.peak / 1e9, causes)
 
 
 @contextmanager
-def _passing_on() -> Iterator[list[int]]:
+def _passing_on(below: "_Below") -> Iterator[list[int]]:
     """Meanwhile a signal that asks this process to make room goes to the stage's own processes, each told once.
 
     Not to accelerate's, which die of it and leave theirs behind, or give them 30 seconds. A stage that has not begun
@@ -93,8 +90,9 @@ def _passing_on() -> Iterator[list[int]]:
     told: set[int] = set()
 
     def tell() -> None:
-        for process in _stages() if asked else ():
-            if process.pid not in told:
+        if asked:
+            below.look()
+            for process in [process for pid, process in below.stages.items() if pid not in told]:
                 told.add(process.pid)
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
@@ -106,23 +104,6 @@ def _passing_on() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _adopt_orphans() -> None:
-    """Processes of a stage whose launcher has died become children of this one, not of the system's first."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _stages() -> list[psutil.Process]:
-    """The processes below this one that run `-m fledge STAGE`; accelerate has these words too, and is none of them."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            words = process.cmdline()
-            if "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words:
-                found.append(process)
-    return found
 
 
 def threads(layout: Layout, processes: int | None = None) -> int:
@@ -137,17 +118,34 @@ def threads(layout: Layout, processes: int | None = None) -> int:
     return max(1, os.cpu_count() // here) if layout.use_cpu else 1
 
 
-class _Memory:
-    """The most resident memory that a process and its children held at a time, in bytes."""
+class _Below:
+    """The processes of a stage, and the most resident memory that they and their launcher held at a time, in bytes."""
 
     def __init__(self, root: psutil.Process) -> None:
         self.peak = 0
+        self.stages: dict[int, psutil.Process] = {}
+        """All that were seen, by number: they outlive a launcher that dies."""
         self._root = root
 
     def look(self) -> None:
         with suppress(psutil.NoSuchProcess):
             processes = (self._root, *self._root.children(recursive=True))
+            self.stages |= {process.pid: process for process in processes if _is_stage(process)}
             self.peak = max(self.peak, sum(process.memory_info().rss for process in processes))
+
+    def wait(self) -> None:
+        """Until all of the stage's processes have ended."""
+        while any(_is_stage(process) for process in self.stages.values()):
+            time.sleep(0.1)
+
+
+def _is_stage(process: psutil.Process) -> bool:
+    """Whether it lives and runs `-m fledge STAGE`, and is not accelerate, which has the same words on its line."""
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie counts as one
+        return False
+    return "fledge" in words[:5] and "accelerate.commands.accelerate_cli" not in words
 
 
 @contextmanager
