@@ -36,7 +36,7 @@ OTHERS = {
     "plan": "what a recipe costs before it runs: FLOPs, hours, memory per GPU",
     "inspect": "see packed rows, masks and pairs token by token",
     "report": "one page about a run",
-    "publish": "push to the hub what training could not",
+    "publish": "push a model and its card to the hub",
     "chat": "talk to a model",
 }
 VIA = ("accelerate", "slurm", "ray")
@@ -225,14 +225,16 @@ def _report(argv: Sequence[str]) -> int:
 
 
 def _publish(argv: Sequence[str]) -> int:
-    about = "Push what waits for the hub: revisions of a stage with push_to_hub that have not arrived."
+    about = "Push a run's export with a model card, and whatever of its stages has not reached the hub."
     parser = _Parser("fledge publish", description=about, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or that of one of its stages")
-    parser.add_argument("--dry-run", action="store_true", help="only list every file, and where it would go")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--to", metavar="OWNER/NAME", help="push the export here; without, only what waits")
+    parser.add_argument("--private", action="store_true", help="a repository that is not there yet becomes private")
+    parser.add_argument("--dry-run", action="store_true", help="only list every file, and show the card")
+    options = parser.parse_args(argv)
     from fledge.publishing.terminal import publish
 
-    publish(arguments.run, arguments.dry_run)
+    publish(**vars(options))
     return 0
 
 

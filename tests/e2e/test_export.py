@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from .hub import hub
 from .stranger import NEW_TOKENS, SAMPLES
 from .workspace import ROOT, Workspace
 
@@ -38,9 +39,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)  # more than a gigabyte, which pytest would keep for three sessions
 
 
-def look(workspace: Workspace, folder: str, target: Path, *python: str) -> dict[str, Any]:
+def look(workspace: Workspace, folder: str, target: Path, *python: str, **environment: str) -> dict[str, Any]:
     """What the stranger's script finds in a model folder."""
-    workspace.run(*python, folder, REQUEST, str(target))
+    workspace.run(*python, folder, REQUEST, str(target), **environment)
     found = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
     return {**found, "logits": np.load(target.with_suffix(".npy"))}
 
@@ -72,6 +73,20 @@ def test_pipeline_writes_what_the_trained_model_writes(seen: dict[str, Any], our
     assert seen["greedy"] == ours["greedy"]
     assert seen["greedy"]["role"] == "assistant" and seen["greedy"]["content"].strip()
     assert seen["sampled"] == ours["sampled"]
+
+
+def test_a_stranger_loads_it_from_the_hub(bare: Path, seen: dict[str, Any], chain: Workspace, tmp_path: Path) -> None:
+    mine = chain.copy(tmp_path / "workspace")
+    with hub() as loopback:
+        environment = loopback.environment("hf_" + "Stranger" * 4)
+        mine.fledge("publish", "runs/tiny", "--to", "bird/tiny", **environment)
+        found = look(mine, "bird/tiny", tmp_path / "hub", str(bare), "-I", str(STRANGER), **environment)
+
+    assert (found["fledge_installed"], found["model"]) == (False, "LlamaForCausalLM")
+    assert np.array_equal(found["logits"], seen["logits"])
+    assert {name: found[name] for name in ("greedy", "rendered", "special_ids")} == {
+        name: seen[name] for name in ("greedy", "rendered", "special_ids")
+    }
 
 
 def test_fledge_chat_answers_from_the_run_and_says_the_same(seen: dict[str, Any], chain: Workspace) -> None:

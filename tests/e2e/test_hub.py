@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from fledge.publishing.outbox import FILES
 
 from .hub import Hub, hub
 from .nursery import KILL, Lived, Nursery, nursery
-from .workspace import TINY, Workspace, losses, sha256
+from .workspace import ROOT, TINY, Workspace, losses, sha256
 
 
 TOKEN = "hf_" + "Homing" * 6
@@ -155,6 +156,51 @@ def test_a_chain_goes_on_and_says_so_in_the_end(mine: Workspace, loopback: Hub, 
     mine.fledge("publish", "runs/tiny", **loopback.environment(TOKEN))
     assert {branch: {*files} != set() for branch, files in loopback.repos[REPO].items()} == {"main": True}
     assert {*mine.fledge("run", TINY).steps().values()} == {"unchanged, skipped"}
+
+
+def test_a_run_is_published_with_a_card_of_its_own_records(chain: Workspace, mine: Workspace, loopback: Hub) -> None:
+    environment = loopback.environment(TOKEN)
+    before = mine.files()
+    shown = mine.fledge("publish", "runs/tiny", "--to", "bird/tiny", "--dry-run", **environment)
+    assert mine.files() == before and loopback.repos == {}
+
+    mine.fledge("publish", "runs/tiny", "--to", "bird/tiny", "--private", **environment)
+
+    assert loopback.private == {"bird/tiny": True}
+    files = loopback.repos["bird/tiny"]["main"]
+    text = files.pop("README.md").decode()
+    assert text.strip() in shown.out and all(name in shown.out for name in files)
+    export = mine.run_folder / "export"
+    assert files == {name: (export / name).read_bytes() for name in files} and "model.safetensors" in files
+    card = ModelCard(text)
+    scores = mine.json("evaluate", "evaluation.json")["dpo"]
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == {key: scores[key] for key in found} and {"bits_per_char", "stop_rate"} <= {*found}
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    tokens = f"{mine.json('prepare', 'manifest.json')['train']['tokens']:,}"
+    for row in (
+        f"| Parameters | {mine.results('pretrain')['parameters']:,} |",
+        f"| poems/train.parquet | 300 | {tokens} | {tokens} | 100.0% | 1 |",
+        "| learning_rate | 0.003 |",
+        "| \\<\\|end\\|\\> | 2 |",
+    ):
+        assert row in text, row
+    assert str(mine.folder) not in text and str(ROOT) not in text
+    assert {*mine.fledge("run", TINY, **environment).steps().values()} == {"unchanged, skipped"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/tiny"], "nothing waits for the hub; `push_to_hub: true`"),
+        (["runs/nest"], "publish: runs/nest: no such folder"),
+        (["runs/tiny", "--to", "egg"], "--to: 'egg': where to push; write owner/name"),
+        (["runs/tiny/prepare", "--to", REPO], "no model there; run the export stage"),
+    ],
+)
+def test_what_cannot_be_published(chain: Workspace, arguments: list[str], message: str) -> None:
+    refused = chain.fledge("publish", *arguments, code=2)
+    assert message in refused.err and "Traceback" not in refused.err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ Only files named in FILES ever enter it: no optimizer, no pickle, no data, no re
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -59,14 +60,17 @@ class Outbox:
     def __init__(self, output_dir: Path) -> None:
         self.folder = output_dir / OUTBOX
 
-    def put(self, source: Path, parcel: Parcel) -> None:
-        """Let the model of `source` wait; one of the same revision that waits already is replaced."""
+    def put(self, source: Path, parcel: Parcel, texts: dict[str, str] | None = None) -> None:
+        """Let the model of `source` wait, with `texts` by name; it replaces what waits for the same revision."""
         folder = self.files_of(parcel)
         folder.with_suffix(".json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for path in (path for pattern in FILES for path in sorted(source.glob(pattern))):
-            _link(path, folder / path.name)
+        for path in allowed_files(source):
+            if path.name not in (texts or {}):
+                _link(path, folder / path.name)
+        for name, text in (texts or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         _write_as_llama(folder)
         write_json(folder.with_suffix(".json"), asdict(parcel))
 
@@ -103,6 +107,17 @@ class Outbox:
         line = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(parcel), **what}
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def check_repo(name: object, key: str) -> None:
+    """Raise ValueError if that is no repository's whole name."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise ValueError(f"{key}: {name!r}: where to push; write owner/name")
+
+
+def allowed_files(source: Path) -> list[Path]:
+    """The files of a model's folder that may be pushed."""
+    return [path for pattern in FILES for path in sorted(source.glob(pattern))]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,45 +1,67 @@
-"""`fledge publish`: what waits beside a run, and sending it."""
+"""`fledge publish`: a run's model with its card, and whatever else waits beside the run."""
 
 from pathlib import Path
 
 from fledge.causes import NotPushed
+from fledge.results.card import card
 
-from .outbox import Outbox
+from .outbox import FINAL, Outbox, Parcel, allowed_files, check_repo
 from .push import outboxes, push_all
 
 
-def publish(folder: Path, dry_run: bool) -> None:
+CARD = "README.md"
+
+
+def publish(run: Path, to: str | None, private: bool, dry_run: bool) -> None:
     """Push all that waits in a run or in one of its stages, the oldest first.
 
     Args:
-        dry_run: only say what would be pushed, file by file.
+        to: also the run's export, with its model card, to the main revision of this repository, owner/name.
+        private: make that repository a private one, if it is not there yet.
+        dry_run: only say what would be pushed, file by file, and show the card.
 
     Raises:
-        ValueError: there is no such folder, or nothing in it ever had to be pushed.
+        ValueError: there is no such folder, no export in it, or nothing that ever had to be pushed.
         NotPushed: something has not arrived.
     """
-    if not folder.is_dir():
-        raise ValueError(f"publish: {folder}: no such folder; name a run, or one of its stages")
-    found = outboxes(folder)
-    if not found:
-        raise ValueError(f"publish: {folder}: nothing was to be pushed; `push_to_hub: true` in a recipe is what asks")
-    waiting = 0
+    if not run.is_dir():
+        raise ValueError(f"publish: {run}: no such folder; name a run, or one of its stages")
+    if to:
+        _offer(run, to, private, dry_run)
+    found = outboxes(run)
+    if not found and not to:
+        raise ValueError(
+            f"publish: {run}: nothing waits for the hub; `push_to_hub: true` in a recipe pushes every save, and "
+            "--to OWNER/NAME the run's export"
+        )
+    if dry_run:
+        for outbox in found:
+            for parcel in outbox.waiting():
+                _list(parcel, sorted(outbox.files_of(parcel).iterdir()))
+        return
     for outbox in found:
-        if dry_run:
-            _list(outbox)
-            continue
         for parcel, why in push_all(outbox):
             print(f"{parcel.repo} {parcel.revision}: {why or 'pushed'}", flush=True)
-        waiting += len(outbox.waiting())
-    if waiting:
-        raise NotPushed(f"{waiting} revision(s) still wait; the same command tries again")
-    if not dry_run:
-        done = sum("commit" in line for outbox in found for line in outbox.journal())
-        print(f"nothing waits; {done} revision(s) have arrived in all")
+    if waiting := sum(len(outbox.waiting()) for outbox in found):
+        raise NotPushed(f"{waiting} revision(s) still wait; fledge publish {run} tries again")
+    done = sum("commit" in line for outbox in found for line in outbox.journal())
+    print(f"nothing waits; {done} revision(s) have arrived in all")
 
 
-def _list(outbox: Outbox) -> None:
-    for parcel in outbox.waiting():
-        print(f"{parcel.repo} {parcel.revision}{f', tag {parcel.tag}' if parcel.tag else ''}")
-        for path in sorted(outbox.files_of(parcel).iterdir()):
-            print(f"  {path.name:<40} {path.stat().st_size:>15,} bytes")
+def _offer(run: Path, repo: str, private: bool, dry_run: bool) -> None:
+    """Put a run's export with its card into the outbox beside it, or only show both."""
+    check_repo(repo, "--to")
+    export = run / "export" if (run / "export").is_dir() else run
+    text = card(export.parent, export, repo)
+    parcel = Parcel(repo, FINAL, private=private or None)
+    if dry_run:
+        _list(parcel, [path for path in allowed_files(export) if path.name != CARD])
+        print(f"  {CARD}, the model card:\n\n{text}")
+        return
+    Outbox(export).put(export, parcel, {CARD: text})
+
+
+def _list(parcel: Parcel, files: list[Path]) -> None:
+    print(f"{parcel.repo} {parcel.revision}{f', tag {parcel.tag}' if parcel.tag else ''}")
+    for path in files:
+        print(f"  {path.name:<40} {path.stat().st_size:>15,} bytes")

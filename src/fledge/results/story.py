@@ -96,14 +96,14 @@ DATA = ("corpus", "tokenizer", "prepare", "pairs")
 def story(run: Run) -> list[Section]:
     """The sections of the report; those the run has nothing for are left out, and the first one says so."""
     sections = [
-        Section("", [Text(_lead(run)), *_warnings(run), tiles(run)]),
-        Section("Results", _results(run)),
-        Section("Samples", _sample_blocks(run)),
+        Section("", [Text(lead(run)), *_warnings(run), tiles(run)]),
+        Section("Results", results(run)),
+        Section("Samples", sample_blocks(run)),
         Section("Curves", [_charts(stage) for stage in run.training]),
         Section("Time and throughput", _times(run)),
         Section("Data", _data(run)),
         Section("Other figures", _facts({s.name: s.results for s in run.finished if s.kind not in DATA})),
-        Section("Environment", _environment(run)),
+        Section("Environment", environment(run)),
         Section("Reproduce", [Code(run.chain["command"])] if "command" in run.chain else []),
     ]
     return [section for section in sections if section.blocks]
@@ -120,7 +120,7 @@ def marks_of(sample: dict[str, Any]) -> list[str]:
     return [mark for mark, applies in wrong.items() if applies]
 
 
-def _lead(run: Run) -> str:
+def lead(run: Run) -> str:
     pretrain, sft = run.results("pretrain"), run.results("sft")
     corpus = run.results("corpus")
     poems = corpus.get("poems", {})
@@ -197,7 +197,7 @@ def _likelihood(run: Run) -> Tile:
     )
 
 
-def _results(run: Run) -> list[Block]:
+def results(run: Run) -> list[Block]:
     models = run.models
     if not models:
         return []
@@ -218,7 +218,7 @@ def _results(run: Run) -> list[Block]:
     return blocks + _facts({"What the scores mean": meanings})
 
 
-def _sample_blocks(run: Run) -> list[Block]:
+def sample_blocks(run: Run) -> list[Block]:
     in_file = dict.fromkeys(sample["model"] for sample in run.samples)
     model = "dpo" if "dpo" in in_file else next(reversed(in_file), None)
     groups = first_samples(run.samples, model) if model else {}
@@ -280,7 +280,7 @@ def _facts(groups: dict[str, dict[str, Any]]) -> list[Block]:
     return [Facts(filled)] if filled else []
 
 
-def _environment(run: Run) -> list[Block]:
+def environment(run: Run) -> list[Block]:
     about = {key: run.chain[key] for key in ("date", "machine", "layout") if key in run.chain}
     found: dict[str, dict[str, None]] = {}
     for stage in run.stages:

@@ -7,7 +7,6 @@ waiting beside the run, the exit code says so, and `fledge publish` sends it.
 
 import logging
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from huggingface_hub import get_token
 from transformers import TrainingArguments
 
 from fledge.causes import CAUSE_FILE, EXIT_CODE_FILE, NotPushed
-from fledge.publishing.outbox import FINAL, Outbox, Parcel
+from fledge.publishing.outbox import FINAL, Outbox, Parcel, check_repo
 from fledge.recipe import Recipe
 
 
@@ -35,8 +34,7 @@ def check_hub(recipe: Recipe, values: dict[str, object]) -> None:
     """
     if not values.get("push_to_hub"):
         return
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(values.get("hub_model_id"))):
-        raise ValueError(f"hub_model_id: {values.get('hub_model_id')!r}: where to push; write owner/name")
+    check_repo(values.get("hub_model_id"), "hub_model_id")
     if (strategy := values.get("hub_strategy", "every_save")) not in ("every_save", "end"):
         raise ValueError(
             f"hub_strategy: {strategy} would push optimizer and random state, which are pickles; write every_save, or "
