@@ -12,6 +12,7 @@ import pytest
 
 import fledge.cli
 from fledge.arguments import STAGES
+from fledge.chat.sampling import Sampling
 from fledge.cli import STAGES as DESCRIBED
 from fledge.cli import main
 
@@ -178,17 +179,18 @@ def test_report(fake: Callable[..., list], capsys: pytest.CaptureFixture[str]) -
 
 def test_chat(fake: Callable[..., list]) -> None:
     calls = fake("fledge.chat.terminal", "chat", 0)
-    assert main(["chat", "runs/a", "-p", "Hello", "--greedy", "--seed", "1", "--device", "cpu"]) == 0
-    arguments, options = calls[0]
-    assert arguments == (Path("runs/a"), "Hello")
-    assert options == {
-        "temperature": 0.8,
-        "top_p": 0.95,
-        "max_new_tokens": 256,
-        "seed": 1,
-        "greedy": True,
-        "device": "cpu",
-    }
+    assert main(["chat", "runs/a", "-p", "Hello", "--greedy", "--seed", "1", "--min_p", "0.1", "--compare"]) == 0
+    assert calls[0] == (
+        (),
+        {
+            "folder": Path("runs/a"),
+            "prompt": "Hello",
+            "sampling": Sampling(greedy=True, seed=1, min_p=0.1),
+            "system": None,
+            "compare": True,
+            "device": None,
+        },
+    )
 
 
 @pytest.mark.parametrize("stage", ["corpus", "tokenizer", "prepare"])

@@ -217,10 +217,10 @@ def _inspect(argv: Sequence[str]) -> int:
 def _report(argv: Sequence[str]) -> int:
     parser = _Parser("fledge report", description="Write one page about a run.", allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN")
-    arguments = parser.parse_args(argv)
+    run: Path = parser.parse_args(argv).run
     from fledge.results.report import write
 
-    print(write(arguments.run))
+    print(write(run))
     return 0
 
 
@@ -231,27 +231,28 @@ def _publish(argv: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="OWNER/NAME", help="push the export here; without, only what waits")
     parser.add_argument("--private", action="store_true", help="a repository that is not there yet becomes private")
     parser.add_argument("--dry-run", action="store_true", help="only list every file, and show the card")
-    options = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
     from fledge.publishing.terminal import publish
 
-    publish(**vars(options))
-    return 0
+    return publish(**options)
 
 
 def _chat(argv: Sequence[str]) -> int:
+    from fledge.chat.sampling import Sampling, add_options
+
     parser = _Parser("fledge chat", description="Talk to a model.", allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="RUN_OR_FOLDER")
     parser.add_argument("-p", dest="prompt", metavar="PROMPT", help="answer this and leave")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0.8 if left out")
-    parser.add_argument("--top_p", type=float, default=0.95, metavar="P", help="0.95 if left out")
-    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="256 if left out")
-    parser.add_argument("--seed", type=int, metavar="S", help="for the same answers again")
-    parser.add_argument("--greedy", action="store_true", help="the likeliest token at every step")
+    parser.add_argument("--system", metavar="PROMPT", help="a system prompt")
+    parser.add_argument(
+        "--compare", action="store_true", help="ask the base, SFT and DPO models of a run side by side"
+    )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1; the fastest there is if left out")
+    add_options(parser)
     options = vars(parser.parse_args(argv))
     from fledge.chat.terminal import chat
 
-    return chat(options.pop("folder"), options.pop("prompt"), **options)
+    return chat(sampling=Sampling.of(options), **options)
 
 
 def _help() -> str:

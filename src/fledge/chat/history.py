@@ -11,7 +11,7 @@ class TurnTooLong(ValueError):
 
 
 def fit(messages: Messages, count: Callable[[Messages], int], room: int) -> Messages:
-    """The newest of `messages` that take at most `room` tokens, beginning at a turn of the user.
+    """The newest of `messages` that take at most `room` tokens, from a turn of the user on; the system's stays first.
 
     Args:
         messages: the conversation, the newest message last: the user's.
@@ -21,12 +21,14 @@ def fit(messages: Messages, count: Callable[[Messages], int], room: int) -> Mess
     Raises:
         TurnTooLong: the newest message alone takes more.
     """
+    system = messages[:1] if messages[0]["role"] == "system" else []
     starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
     for start in starts:
-        tokens = count(messages[start:])
+        kept = [*system, *messages[start:]]
+        tokens = count(kept)
         if tokens <= room:
-            return messages[start:]
+            return kept
     raise TurnTooLong(
-        f"the message takes {tokens} tokens and the model has room for {room} beside the answer; "
-        "shorten it, or lower --max_new_tokens"
+        f"the message takes {tokens} tokens{' with the system prompt' * bool(system)} and the model has room for "
+        f"{room} beside the answer; shorten it, or lower --max_new_tokens"
     )

@@ -11,6 +11,7 @@ from transformers import BatchEncoding
 from transformers.utils import logging
 
 from fledge.chat.history import Messages, fit
+from fledge.chat.sampling import Sampling
 from fledge.data.load import load_model, load_tokenizer
 
 
@@ -19,29 +20,17 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Speaker:
-    """The model of a folder, how it samples, and how much it can keep in mind.
+    """The model of a folder, and how much it can keep in mind.
 
     Args:
         folder: a transformers model folder with a chat template.
-        temperature: of the sampling, as is `top_p`; `greedy` makes both irrelevant.
-        max_new_tokens: the longest answer.
-        greedy: always the likeliest token.
         device: a torch device; the fastest there is if None.
 
     Raises:
         ValueError: the folder cannot be loaded or has no chat template, or there is no such device.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        greedy: bool,
-        device: str | None,
-    ) -> None:
+    def __init__(self, folder: Path, device: str | None = None) -> None:
         logging.disable_progress_bar()
         self.device = _device(device)
         self.tokenizer = load_tokenizer(folder, "chat")
@@ -54,22 +43,18 @@ class Speaker:
         self.model = model.to(self.device)
         if self.model.generation_config.eos_token_id is None:
             _say(f"{folder}: generation_config names no stop token: every answer runs to its full length")
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        self.options = {"do_sample": False} if greedy else sampling
         # Not every architecture has a limit, or calls it by this name.
         self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_new_tokens = max_new_tokens
-        if self.context is not None and max_new_tokens > self.context // 2:
-            self.max_new_tokens = self.context // 2
-            _say(f"answers have at most {self.max_new_tokens} tokens, half of the model's context of {self.context}")
+        self._told = 0
 
-    def fit(self, messages: Messages) -> Messages:
+    def fit(self, messages: Messages, sampling: Sampling) -> Messages:
         """The newest messages that leave room for an answer; see `history.fit`."""
         if self.context is None:
             return messages
-        return fit(messages, lambda kept: self._prompt(kept)["input_ids"].shape[1], self.context - self.max_new_tokens)
+        room = self.context - self._longest(sampling)
+        return fit(messages, lambda kept: self._prompt(kept)["input_ids"].shape[1], room)
 
-    def answer(self, messages: Messages, write: Callable[[str], None], stop: Event) -> str:
+    def answer(self, messages: Messages, sampling: Sampling, write: Callable[[str], None], stop: Event) -> str:
         """Answer `messages`, passing the text on as it comes, until the model stops or `stop` is set."""
         prompt = self._prompt(messages).to(self.device)
         ends = self.model.generation_config.eos_token_id
@@ -77,12 +62,20 @@ class Speaker:
         pieces = _Pieces(lambda tokens: self.tokenizer.decode(tokens, skip_special_tokens=True), write, stops)
         self.model.generate(
             **prompt,
-            **self.options,
-            max_new_tokens=self.max_new_tokens,
+            **sampling.generation() | {"max_new_tokens": self._longest(sampling)},
             streamer=pieces,
             stopping_criteria=[lambda *_, **__: stop.is_set()],
         )
         return pieces.text
+
+    def _longest(self, sampling: Sampling) -> int:
+        """The longest answer: half of the context, if more was asked for."""
+        if self.context is None or sampling.max_new_tokens <= self.context // 2:
+            return sampling.max_new_tokens
+        if self._told != sampling.max_new_tokens:
+            self._told = sampling.max_new_tokens
+            _say(f"answers have at most {self.context // 2} tokens, half of the model's context of {self.context}")
+        return self.context // 2
 
     def _prompt(self, messages: Messages) -> BatchEncoding:
         return self.tokenizer.apply_chat_template(

@@ -8,65 +8,52 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from fledge.chat.history import Messages, TurnTooLong
 from fledge.results.record import SUMMARY
+
+from .sampling import Sampling
 
 
 if TYPE_CHECKING:
-    from fledge.chat.speaker import Speaker
+    from .session import Session
 
 CHATTING = ("export", "dpo", "sft")
 """Folders of a run whose models know how to converse, the last of the chain first."""
 
-HELP = """/reset  forget the conversation
-/exit   leave, as Ctrl-D does
-/help   this
-Ctrl-C stops an answer."""
+COMPARED = {"base": "pretrain", "sft": "sft", "dpo": "dpo"}
+"""What --compare calls the models of a run, and their folders."""
 
 
 def chat(
     folder: Path,
     prompt: str | None,
+    sampling: Sampling,
     *,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    seed: int | None,
-    greedy: bool,
-    device: str | None,
+    system: str | None = None,
+    compare: bool = False,
+    device: str | None = None,
 ) -> int:
     """Answer `prompt`, or whatever is typed or piped in, and return the exit code.
 
     Args:
         folder: a run, or a transformers model folder with a chat template.
         prompt: answer this alone.
-        seed: makes a conversation repeatable, from its beginning and from every /reset.
-        temperature, top_p, max_new_tokens, greedy, device: as `Speaker` takes them.
+        system: a system prompt.
+        compare: ask every model of the run, one after the other.
+        device: as `Speaker` takes it.
 
     Raises:
-        ValueError: there is no model to talk to, or an option makes no sense.
+        ValueError: there is no model to talk to, or, not at a keyboard, a command that cannot be done.
         KeyboardInterrupt: Ctrl-C stopped the answer to `prompt`, which is therefore not whole.
     """
-    _check(temperature, top_p, max_new_tokens)
-    model = find_model(folder)
-    _say(f"loading {model} ...")
-    import torch
+    folders = models_of(folder) if compare else {"": find_model(folder)}
+    _say(f"loading {', '.join(map(str, folders.values()))} ...")
+    from .session import HELP, Session
+    from .speaker import Speaker
 
-    from fledge.chat.speaker import Speaker
-
-    speaker = Speaker(
-        model, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, greedy=greedy, device=device
-    )
-
-    def begin() -> Messages:
-        if seed is not None:
-            torch.manual_seed(seed)
-        return []
-
-    history = begin()
+    speakers = {name: Speaker(path, device) for name, path in folders.items()}
+    session = Session(speakers, sampling, system, _write, _say)
     if prompt is not None:
-        _, stopped = _turn(speaker, history, prompt)
-        if stopped:
+        if _turn(session, prompt):
             raise KeyboardInterrupt
         return 0
     if sys.stdin.isatty():
@@ -74,13 +61,17 @@ def chat(
     for line in _lines():
         if line == "/exit":
             break
-        if line == "/reset":
-            history = begin()
-            _say("(a new conversation)")
-        elif line == "/help":
-            _say(HELP)
-        else:
-            history = _tolerant_turn(speaker, history, line)
+        try:
+            if line.startswith("/"):
+                said = session.command(line)
+                _say(said if said == HELP else f"({said})")
+            else:
+                _turn(session, line)
+        except ValueError as error:
+            # At a keyboard a mistake costs a line and not the program.
+            if not sys.stdin.isatty():
+                raise
+            _say(f"({error})")
     return 0
 
 
@@ -93,9 +84,8 @@ def find_model(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     for name in CHATTING:
-        model = folder / name
-        if (model / "config.json").is_file() and (model / SUMMARY).is_file():
-            return model
+        if _is_finished(folder / name):
+            return folder / name
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give a run, such as runs/tang-poems, or a model folder")
     raise ValueError(
@@ -104,38 +94,31 @@ def find_model(folder: Path) -> Path:
     )
 
 
-def _check(temperature: float, top_p: float, max_new_tokens: int) -> None:
-    if temperature <= 0:
-        raise ValueError(f"--temperature {temperature}: must be above 0; use --greedy for the likeliest token")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"--top_p {top_p}: must be above 0 and at most 1; 1 keeps every token")
-    if max_new_tokens < 1:
-        raise ValueError(f"--max_new_tokens {max_new_tokens}: must be at least 1")
+def models_of(run: Path) -> dict[str, Path]:
+    """The finished models of a run that have a chat template, by what --compare calls them.
+
+    Raises:
+        ValueError: there are none to compare.
+    """
+    found = {name: run / stage for name, stage in COMPARED.items() if _is_finished(run / stage)}
+    found = {name: path for name, path in found.items() if (path / "chat_template.jinja").is_file()}
+    if len(found) < 2:
+        raise ValueError(
+            f"--compare: {run}: fewer than two of {', '.join(COMPARED.values())} in it are finished and have a chat "
+            "template; leave --compare out to talk to one"
+        )
+    return found
 
 
-def _tolerant_turn(speaker: "Speaker", history: Messages, text: str) -> Messages:
-    """The history after one turn; at a keyboard, a message that is too long costs a line and not the program."""
-    try:
-        return _turn(speaker, history, text)[0]
-    except TurnTooLong as error:
-        if not sys.stdin.isatty():
-            raise
-        _say(f"({error})")
-        return history
+def _is_finished(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / SUMMARY).is_file()
 
 
-def _turn(speaker: "Speaker", history: Messages, text: str) -> tuple[Messages, bool]:
-    """Answer one message on stdout; returns the history with both, and whether Ctrl-C cut the answer short."""
-    messages = [*history, {"role": "user", "content": text}]
-    kept = speaker.fit(messages)
-    if len(kept) < len(messages):
-        _say(f"(forgetting the first {len(messages) - len(kept)} messages: the model's context is full)")
+def _turn(session: "Session", text: str) -> bool:
+    """Answer one message on stdout; whether Ctrl-C cut the answer short."""
     with _interruptible() as stop:
-        answer = speaker.answer(kept, _write, stop)
-    _write("\n")
-    if stop.is_set():
-        _say("(stopped)")
-    return [*kept, {"role": "assistant", "content": answer}], stop.is_set()
+        session.turn(text, stop)
+    return stop.is_set()
 
 
 @contextmanager

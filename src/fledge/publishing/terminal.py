@@ -12,8 +12,8 @@ from .push import outboxes, push_all
 CARD = "README.md"
 
 
-def publish(run: Path, to: str | None, private: bool, dry_run: bool) -> None:
-    """Push all that waits in a run or in one of its stages, the oldest first.
+def publish(run: Path, to: str | None, private: bool, dry_run: bool) -> int:
+    """Push all that waits in a run or in one of its stages, the oldest first; returns the exit code.
 
     Args:
         to: also the run's export, with its model card, to the main revision of this repository, owner/name.
@@ -38,7 +38,7 @@ def publish(run: Path, to: str | None, private: bool, dry_run: bool) -> None:
         for outbox in found:
             for parcel in outbox.waiting():
                 _list(parcel, sorted(outbox.files_of(parcel).iterdir()))
-        return
+        return 0
     for outbox in found:
         for parcel, why in push_all(outbox):
             print(f"{parcel.repo} {parcel.revision}: {why or 'pushed'}", flush=True)
@@ -46,6 +46,7 @@ def publish(run: Path, to: str | None, private: bool, dry_run: bool) -> None:
         raise NotPushed(f"{waiting} revision(s) still wait; fledge publish {run} tries again")
     done = sum("commit" in line for outbox in found for line in outbox.journal())
     print(f"nothing waits; {done} revision(s) have arrived in all")
+    return 0
 
 
 def _offer(run: Path, repo: str, private: bool, dry_run: bool) -> None:

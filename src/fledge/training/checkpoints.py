@@ -52,10 +52,11 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 def newest_marked(output_dir: Path) -> Path | None:
     """The newest checkpoint whose COMPLETE.json can be read, whether or not its files are still what that says."""
-    return next((folder for folder in _by_step(output_dir) if _is_marked(folder)), None)
+    return next((folder for folder in _by_step(output_dir) if is_marked(folder)), None)
 
 
-def _is_marked(checkpoint: Path) -> bool:
+def is_marked(checkpoint: Path) -> bool:
+    """Whether it was committed: its COMPLETE.json can be read."""
     try:
         return isinstance(made_from(checkpoint), dict)
     except (OSError, ValueError):
@@ -122,7 +123,7 @@ def commit(output_dir: Path, name: str, made: dict[str, Any], weights_only: bool
 
 def rotate(output_dir: Path, keep: int | None, best: str | None) -> None:
     """Delete the oldest whole checkpoints until `keep` are left; never the newest or `best`."""
-    whole = [folder for folder in _by_step(output_dir) if _is_marked(folder)]
+    whole = [folder for folder in _by_step(output_dir) if is_marked(folder)]
     spared = {folder for folder in whole if best and folder.name == Path(best).name}
     for folder in whole[max(keep or len(whole), 1) :]:
         if folder not in spared:

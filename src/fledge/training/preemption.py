@@ -26,10 +26,15 @@ class EvaluationLeft(Exception):
 
 
 class PreemptionCallback(TrainerCallback):
-    """Stops training after an agreed step once any process got one of SIGNALS; listens from its making on."""
+    """Stops training after an agreed step once any process got one of SIGNALS; listens from its making on.
+
+    Attributes:
+        agreed: all processes are going to stop.
+        left: the evaluation that was due after that step was not made, or not whole: the resumed run makes it.
+    """
 
     def __init__(self) -> None:
-        self.asked = self.agreed = False
+        self.asked = self.agreed = self.left = False
         if threading.current_thread() is threading.main_thread():  # Ray calls a stage from another one
             for number in SIGNALS:
                 signal.signal(number, self._hear)
@@ -53,9 +58,12 @@ class PreemptionCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         if self._agree(args) and state.global_step < state.max_steps:
+            is_epoch = args.eval_strategy == "epoch" and float(state.epoch).is_integer()
+            self.left = control.should_evaluate or is_epoch
             control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
         return control
 
     def on_prediction_step(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         if self._agree(args):
+            self.left = True
             raise EvaluationLeft

@@ -1,6 +1,7 @@
 """How every training stage begins and ends, in four plain calls: start, speed_up, train, finish."""
 
 import logging
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .arguments import values_of
 from .checkpoints import made_from, newest_checkpoint, newest_marked
 from .engine import refuse_other
 from .origin import origin, refuse_changed
-from .preemption import PreemptionCallback
+from .preemption import EvaluationLeft, PreemptionCallback
 from .spikes import Spikes
 from .trainer import RecordCallback, StageTrainer
 from .watchdog import Watchdog
@@ -78,7 +79,7 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
     if is_peft_model(trainer.model):
         trained, every = (parameters(trainer.model, only_trainable=only) for only in (True, False))
         logger.info("LoRA: %s parameters are trained, %s stay as they are", f"{trained:,}", f"{every - trained:,}")
-    stop = PreemptionCallback()
+    trainer.preemption = stop = PreemptionCallback()
     trainer.add_callback(stop)
     order.install()
     trainer.made = cache(lambda: {**origin(recipe, record.resolved), "versions": versions()})
@@ -91,8 +92,9 @@ def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step
             callback.begin_at(0)
             trainer.train()
         else:
-            _resume(trainer, callback, checkpoint)
-    if stop.agreed and trainer.state.global_step < trainer.planned_steps():
+            with suppress(EvaluationLeft):  # one that is made up, and left again
+                _resume(trainer, callback, checkpoint)
+    if stop.agreed and (stop.left or trainer.state.global_step < trainer.planned_steps()):
         at = f"step {trainer.state.global_step} of {trainer.planned_steps()}"
         raise Preempted(f"asked to make room: stopped after {at} with a checkpoint; the same command goes on from it")
     return callback
@@ -109,15 +111,20 @@ def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     callback.begin_at(state.global_step)
     made = made_from(checkpoint)
+    left = made.get("evaluation_left", False)
     trainer._total_train_tokens = made.get("num_tokens") or 0  # TRL's count, in num_tokens of a line
     trainer.spikes = Spikes(trainer.spikes.policy, made.get("losses", ()))
     if state.global_step >= trainer.planned_steps():
         # All steps are done and only the end is missing; the Trainer would take one step more.
-        best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-        trainer._load_from_checkpoint(best or str(checkpoint))
+        trainer._load_from_checkpoint(str(checkpoint))
         trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False  # nothing is wrapped: it is saved as it is
         trainer.state = state
+        if left:
+            trainer._determine_best_metric(trainer.evaluate(), None)
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+            trainer._load_from_checkpoint(state.best_model_checkpoint)
     else:
+        trainer.args.eval_on_start = left
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -17,12 +17,12 @@ from fledge.arguments import TrainingKeys
 from fledge.machine import is_main_process
 from fledge.results.record import Record, read_metrics
 
-from .checkpoints import commit, refuse_full_disk, rotate, staged
+from .checkpoints import commit, is_marked, refuse_full_disk, rotate, staged
 from .guard import Guard
 from .hub import Courier
 from .muon import MuonWithAdamW, hidden_matrices
 from .order import EpochOrder
-from .preemption import EvaluationLeft
+from .preemption import EvaluationLeft, PreemptionCallback
 from .spikes import Spikes
 
 
@@ -35,6 +35,7 @@ class StageTrainer(Trainer):
     courier: Courier | None = None
     tokens_per_step = 0.0
     heldout_tokens_per_row: float | None = None
+    preemption: PreemptionCallback | None = None
     made: Callable[[], dict[str, Any]] = dict
     """What checkpoints say that they were made of; `train` of fledge.training.run sets it."""
     _saving = False
@@ -153,7 +154,8 @@ class StageTrainer(Trainer):
             state.save_to_json(str(staged(folder) / name / "trainer_state.json"))
             # What the Trainer would begin anew: see `_resume` of fledge.training.run.
             counted = {"num_tokens": getattr(self, "_total_train_tokens", None), "losses": list(self.spikes.losses)}
-            made = {"step": state.global_step, **counted, **self.made()}
+            left = {"evaluation_left": bool(self.preemption and self.preemption.left)}
+            made = {"step": state.global_step, **left, **counted, **self.made()}
             if self.courier and self.courier.every_save:  # before the commit: a kill between them loses no revision
                 self.courier.put(staged(folder) / name, state.global_step, state.global_step * self.tokens_per_step)
             commit(folder, name, made, args.save_only_model)
@@ -169,7 +171,19 @@ class StageTrainer(Trainer):
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationLeft:
             self.control.should_training_stop = True
-            self._save_checkpoint(model, trial)
+            if not is_marked(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+                self._save_checkpoint(model, trial)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's, but the random numbers go on as if there had been none: it may be left and made up."""
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            return super().evaluate(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        metrics = super()._evaluate(trial, ignore_keys, skip_scheduler)
+        if skip_scheduler and self.state.global_step:  # one that was left, made up before training goes on
+            self._determine_best_metric(metrics, trial)
+        return metrics
 
 
 class Pretrainer(StageTrainer):
