@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import fledge
 from fledge.chat.history import TurnTooLong, fit
+from fledge.chat.sampling import Sampling
 from fledge.chat.speaker import _harmless, _Pieces
 from fledge.chat.terminal import find_model
 from fledge.cli import main
@@ -111,15 +112,12 @@ def test_every_stop_token_stops(model: Path, changed: Callable[..., Path], capsy
 def test_piped_turns_and_commands(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[dict[str, str]]] = []
-    monkeypatch.setattr(
-        "fledge.chat.speaker.Speaker.answer", lambda _, messages, write, stop: _echo(seen, messages, write)
-    )
+    seen = _heard(monkeypatch)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n/help\n/reset\nthree\n/exit\nfour\n"))
     assert main(["chat", str(model)]) == 0
     output = capsys.readouterr()
     assert output.out == "answer to one\nanswer to two\nanswer to three\n"
-    assert "/reset  forget" in output.err and "(a new conversation)" in output.err
+    assert "/reset            forget" in output.err and "(a new conversation)" in output.err
     assert [[message["content"] for message in messages] for messages in seen] == [
         ["one"],
         ["one", "answer to one", "two"],
@@ -127,11 +125,104 @@ def test_piped_turns_and_commands(
     ]
 
 
-def _echo(seen: list[list[dict[str, str]]], messages: list[dict[str, str]], write: Callable[[str], None]) -> str:
-    seen.append(messages)
-    answer = f"answer to {messages[-1]['content']}"
-    write(answer)
-    return answer
+def _heard(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
+    """What models are given from now on; they only echo."""
+    seen: list[list[dict[str, str]]] = []
+
+    def echo(_: Any, messages: list[dict[str, str]], __: Sampling, write: Callable[[str], None], ___: Any) -> str:
+        seen.append(messages)
+        answer = f"answer to {messages[-1]['content']}"
+        write(answer)
+        return answer
+
+    monkeypatch.setattr("fledge.chat.speaker.Speaker.answer", echo)
+    return seen
+
+
+def test_a_conversation_is_saved_and_gone_on_with(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, file = _heard(monkeypatch), tmp_path / "talk.json"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"one\n/save {file}\n/system Be brief.\ntwo\n/load {file}\nthree\n"))
+    assert main(["chat", str(model), "--system", "Be kind."]) == 0
+    kind, brief = ({"role": "system", "content": text} for text in ("Be kind.", "Be brief."))
+    assert seen == [
+        [kind, *_said("one")],
+        [brief, *_said("two")],
+        [kind, *_said("one", "answer to one", "three")],
+    ]
+    assert json.loads(file.read_text()) == [kind, *_said("one", "answer to one")]
+    said = capsys.readouterr().err
+    assert f"(3 messages in {file})" in said and "(going on after 3 messages)" in said
+
+
+def test_params_change_how_answers_are_drawn(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "/params greedy yes max_new_tokens 4\nhello\n/reset\n/params greedy no seed 3 top_k 1\n/reset\nhello\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(asked))
+    assert main(["chat", str(model)]) == 0
+    output = capsys.readouterr()
+    [greedy, likeliest] = output.out.splitlines()
+    assert greedy == likeliest  # of one token to draw from
+    assert "top_k 1" in output.err and "max_new_tokens 4" in output.err
+
+
+def test_a_penalty_keeps_a_model_from_repeating_itself() -> None:
+    kept = Sampling(repetition_penalty=1.3, min_p=0.1).generation()
+    assert kept["repetition_penalty"] == 1.3 and kept["min_p"] == 0.1 and kept["do_sample"]
+    assert Sampling().generation()["min_p"] is None
+    assert Sampling(greedy=True).generation() == {"repetition_penalty": 1.0, "max_new_tokens": 256, "do_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/rest", "/rest: no such command; did you mean /reset?"),
+        ("/xyz", "/xyz: no such command; /help lists them"),
+        ("/params warmth 3", "/params: there is no warmth; there are temperature, top_k"),
+        ("/params top_k many", "/params: top_k many: write a number"),
+        ("/params top_k", "/params: top_k : write a number"),
+        ("/params top_p 2", "--top_p 2.0: must be above 0 and at most 1"),
+        ("/save", "/save: name a file"),
+        ("/load nowhere.json", "/load: nowhere.json: no conversation that /save wrote"),
+        ("/load recipe.json", "/load: recipe.json: no conversation that /save wrote"),
+        ("/load talk.json", "/load: talk.json: every message has a role"),
+    ],
+)
+def test_a_command_that_cannot_be_done(
+    model: Path,
+    line: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"seed": 1}')
+    (tmp_path / "talk.json").write_text('[{"role": "robot", "content": "beep"}]')
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{line}\nhello\n"))
+    assert main(["chat", str(model)]) == 2
+    output = capsys.readouterr()
+    assert f"fledge: {message}" in output.err and "Traceback" not in output.err and output.out == ""
+
+
+def test_models_of_a_run_answer_side_by_side(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pretrain", "sft"):
+        shutil.copytree(model, tmp_path / name)
+        (tmp_path / name / "summary.json").write_text("{}")
+    seen = _heard(monkeypatch)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    assert main(["chat", str(tmp_path), "--compare"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"[{name}] answer to {text}" for text in ("one", "two") for name in ("base", "sft")
+    ]
+    assert seen[2:] == [_said("one", "answer to one", "two")] * 2
+    shutil.rmtree(tmp_path / "sft")
+    assert main(["chat", str(tmp_path), "--compare"]) == 2
+    assert "fewer than two of pretrain, sft, dpo in it are finished" in capsys.readouterr().err
 
 
 def test_the_seed_holds_from_every_reset(
@@ -197,6 +288,13 @@ def test_history_is_cut_at_a_turn_of_the_user(room: int, kept: int) -> None:
     assert fit(messages, _letters, room) == messages[-kept:]
 
 
+def test_the_system_prompt_is_not_forgotten() -> None:
+    system = [{"role": "system", "content": "ss"}]
+    assert fit([*system, *_said("aaa", "bbb", "ccc")], _letters, 5) == [*system, *_said("ccc")]
+    with pytest.raises(TurnTooLong, match="takes 5 tokens with the system prompt and the model has room for 4"):
+        fit([*system, *_said("aaa", "bbb", "ccc")], _letters, 4)
+
+
 def test_a_turn_that_never_fits() -> None:
     with pytest.raises(TurnTooLong, match="takes 3 tokens and the model has room for 2"):
         fit(_said("aaa", "bbb", "ccc"), _letters, 2)
@@ -245,6 +343,9 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         (["--temperature", "0"], "--temperature 0.0: must be above 0; use --greedy"),
         (["--top_p", "1.5"], "--top_p 1.5: must be above 0 and at most 1"),
         (["--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
+        (["--top_k", "-1"], "--top_k -1: must be at least 0"),
+        (["--min_p", "1.5"], "--min_p 1.5: must be between 0 and 1"),
+        (["--repetition_penalty", "0"], "--repetition_penalty 0.0: must be above 0"),
         (["--device", "quantum"], "--device quantum: not on this machine"),
     ],
 )
