@@ -44,8 +44,11 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard = Guard()
         self.spikes = Spikes("log")
-        self._pushes, kwargs["args"].push_to_hub = kwargs["args"].push_to_hub, False  # see `Courier`
         super().__init__(*args, **kwargs)
+        self._pushes, self.args.push_to_hub = self.args.push_to_hub, False  # see `Courier`
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Nothing: training begins without asking the hub."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "random":
