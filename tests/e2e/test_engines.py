@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from safetensors import safe_open
 
@@ -28,6 +29,7 @@ SEVERAL = str(Path(__file__).with_name("several.py"))
 TOLERANCE = 1e-4
 LN_2 = math.log(2)
 SHARDED = ["zero1", "zero2", "zero3", "fsdp2"]
+ADAPTER = "adapter_model.safetensors"
 SHORT = "--muon_learning_rate null --max_steps 3 --save_steps 2 --eval_steps 3"
 
 
@@ -155,6 +157,23 @@ def test_sharded_checkpoints_go_on(
     launch(workspace, on_cpus(workspace, other, processes), stage("pretrain", resumed.name, options))
 
     assert losses(resumed) == pytest.approx(losses(workspace.run_folder / "alone")[2:], abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_an_adapter_trains_where_weights_are_sharded(workspace: Workspace, engine: str) -> None:
+    options = "--use_peft true --lora_dropout 0 --muon_learning_rate null --max_steps 3 --save_strategy no"
+    launch(workspace, "accelerate_configs/cpu.yaml", stage("sft", f"lora_{engine}_alone", options))
+    launch(workspace, on_cpus(workspace, engine, 2), stage("sft", f"lora_{engine}", options))
+
+    one, two = (workspace.run_folder / name for name in (f"lora_{engine}_alone", f"lora_{engine}"))
+    assert losses(two) == pytest.approx(losses(one), abs=TOLERANCE) and len(losses(one)) == 3
+    results = workspace.results(two.name)
+    assert results["trained_parameters"] == workspace.results(one.name)["trained_parameters"] < results["parameters"]
+    with safe_open(one / ADAPTER, "pt") as of_one, safe_open(two / ADAPTER, "pt") as of_two:
+        assert of_one.keys() == of_two.keys()
+        for name in of_one.keys():  # noqa: SIM118
+            assert torch.allclose(of_one.get_tensor(name), of_two.get_tensor(name), atol=1e-3), name
 
 
 @pytest.mark.slow
