@@ -24,7 +24,7 @@ slow: install  ## the tests that CI leaves out
 
 reliability: install  ## every fault at every change of a run's folder: hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/e2e/test_crashes.py \
-		tests/e2e/test_lost_processes.py tests/e2e/test_preemption.py tests/e2e/test_faults.py
+		tests/e2e/test_lost_processes.py tests/e2e/test_preemption.py tests/e2e/test_faults.py tests/e2e/test_hub.py
 
 fuzz: install  ## mutated recipes, layouts, templates and data files: ten minutes
 	FUZZ_SECONDS=50 $(BIN)/python -m pytest -s tests/test_fuzz.py

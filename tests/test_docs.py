@@ -27,9 +27,10 @@ SMALL = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob(f"recipes/*/{
 SHIPPED = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.name != SMOKE)
 FOLDERS = sorted({*RECIPES, Path("tests/e2e/tiny")})
 LAYOUTS = sorted(path.relative_to(ROOT) for path in ROOT.glob("accelerate_configs/*.yaml"))
+ROOMS = ("accelerate_configs", "chat_templates", "benchmarks", "docs")
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
-    for pattern in ("*.md", "recipes/**/*.md", "accelerate_configs/*.md", "chat_templates/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "recipes/**/*.md", *(f"{room}/*.md" for room in ROOMS))
     for path in ROOT.glob(pattern)
 )
 

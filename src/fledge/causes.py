@@ -4,6 +4,9 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
+
+from .preempted import Preempted
 
 
 EXIT_CODE_FILE = "FLEDGE_EXIT_CODE_FILE"
@@ -18,6 +21,24 @@ class NotPushed(Exception):
 
     exit_code = 69
     """EX_UNAVAILABLE of sysexits.h."""
+
+
+def leave_with(code: int, what: object) -> int:
+    """Print why a command ends and leave its exit code for `fledge run`, which the launcher between them hides.
+
+    Returns the code to end with: `code`, or 0 after a training that only was not pushed and whose chain has read the
+    file. torchrun would call it a failure, and add a page about that.
+    """
+    several, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")
+    is_whole = code in (Preempted.exit_code, NotPushed.exit_code)
+    if several and not is_whole:
+        tell_cause(str(what))
+    elif rank == "0":
+        print(f"fledge: {what}", file=sys.stderr)
+    code_file = os.environ.get(EXIT_CODE_FILE)
+    if code_file:
+        Path(code_file).write_text(str(code))
+    return 0 if code_file and code == NotPushed.exit_code else code
 
 
 def tell_cause(text: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fledge import __version__
-from fledge.causes import EXIT_CODE_FILE, NotPushed, tell_cause
+from fledge.causes import NotPushed, leave_with, tell_cause
 from fledge.files import is_full_disk
 from fledge.launching import log_progress
 from fledge.preempted import Preempted, listen
@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> int:
         # A process that is still there after a while is the only one that found this one.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(SECONDS_FOR_THE_FIRST)
-        return _say(error, 2)
+        return leave_with(2, error)
     except Preempted as reason:
-        return _say(reason, Preempted.exit_code)
+        return leave_with(Preempted.exit_code, reason)
     except NotPushed as reason:
-        return _say(reason, NotPushed.exit_code)
+        return leave_with(NotPushed.exit_code, reason)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -72,19 +72,9 @@ def main(argv: list[str] | None = None) -> int:
             place = traceback.extract_tb(error.__traceback__)[-1]
             tell_cause(f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})")
             raise
-        return _say(f"no room on the disk: {error}; make some, and the same command goes on from what is whole", 2)
-
-
-def _say(what: object, code: int) -> int:
-    """Print why a command ends and leave its exit code for `fledge run`, which the launcher between them hides."""
-    several, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")
-    if several and code != Preempted.exit_code:
-        tell_cause(str(what))
-    elif rank == "0":
-        print(f"fledge: {what}", file=sys.stderr)
-    if code_file := os.environ.get(EXIT_CODE_FILE):
-        Path(code_file).write_text(str(code))
-    return code
+        return leave_with(
+            2, f"no room on the disk: {error}; make some, and the same command goes on from what is whole"
+        )
 
 
 def _dispatch(argv: Sequence[str]) -> int:

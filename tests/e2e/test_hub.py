@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,17 +139,21 @@ def test_killed_while_it_pushes_every_revision_arrives(
     has_arrived(mine, loopback)
 
 
-def test_a_chain_goes_on_and_says_so_in_the_end(mine: Workspace, loopback: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["cpu", "cpu_2proc"])
+def test_a_chain_goes_on_and_says_so_in_the_end(mine: Workspace, loopback: Hub, layout: str) -> None:
     """Under `fledge run`, through accelerate's launcher, whose own exit code says nothing."""
     with (mine.folder / RECIPE).open("a") as recipe:
         recipe.write(f"push_to_hub: true\nhub_model_id: {REPO}\nhub_strategy: end\nhub_timeout: 4\n")
     before = mine.weights()
     loopback.mood = 401
 
-    run = mine.fledge("run", TINY, "--only", "pretrain", code=69, **loopback.environment(TOKEN))
+    words = ["run", TINY, "--only", "pretrain", "--on", f"accelerate_configs/{layout}.yaml"]
+    run = mine.fledge(*words, code=69, **loopback.environment(TOKEN))
 
     assert "trained, and not pushed: pretrain; fledge publish runs/tiny sends what waits" in run.out
-    assert mine.weights() == before
+    assert run.text.count("trained, and not pushed: 1 revision(s) wait") >= 1 and "Traceback" not in run.text
+    assert mine.results("pretrain")["processes"] == (2 if layout == "cpu_2proc" else 1)
+    assert layout == "cpu_2proc" or mine.weights() == before
     mine.fledge("publish", "runs/tiny/pretrain", code=69, **loopback.environment(TOKEN))
     loopback.mood = "well"
     mine.fledge("publish", "runs/tiny", **loopback.environment(TOKEN))

@@ -71,7 +71,7 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
                 finally:
                     if asked:  # perhaps the launcher was as well, and has died before its stage
                         below.wait()
-        if code and code_file.is_file():
+        if code_file.is_file():
             code = int(code_file.read_text())
         elif code and asked:  # before the stage could listen
             code = Preempted.exit_code
