@@ -55,11 +55,16 @@ class Record:
         """Since the stage began."""
         return time.time() - self.began
 
-    def begin_at(self, step: int) -> None:
-        """Forget what metrics.jsonl says of the steps after this one, which are taken again; 0: of all."""
+    def begin_at(self, step: int, evaluated: bool = True) -> None:
+        """Forget what metrics.jsonl says of the steps after this one, which are taken again; 0: of all.
+
+        Args:
+            evaluated: if not, the evaluation of this very step is made again too.
+        """
         if self.is_main and (path := self.folder / METRICS).exists():
-            kept = [json.dumps(line, ensure_ascii=False) for line in read_metrics(self.folder) if line["step"] <= step]
-            write_text(path, "".join(f"{line}\n" for line in kept if step))
+            lines = (line for line in read_metrics(self.folder) if line["step"] <= step and step)
+            kept = (line for line in lines if evaluated or line["step"] < step or "eval_loss" not in line)
+            write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in kept))
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl, with the seconds since the stage began."""

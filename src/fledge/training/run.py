@@ -109,9 +109,9 @@ def _newest_for_all(output_dir: Path, processes: int) -> Path | None:
 def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -> None:
     logger.warning("resuming from %s", checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    callback.begin_at(state.global_step)
     made = made_from(checkpoint)
     left = made.get("evaluation_left", False)
+    callback.begin_at(state.global_step, evaluated=not left)
     trainer._total_train_tokens = made.get("num_tokens") or 0  # TRL's count, in num_tokens of a line
     trainer.spikes = Spikes(trainer.spikes.policy, made.get("losses", ()))
     if state.global_step >= trainer.planned_steps():

@@ -223,9 +223,9 @@ class RecordCallback(TrainerCallback):
         """Over all steps, the compiling first one included; saving and evaluation are not."""
         return self.steps * self.tokens_per_step / self.train_seconds if self.train_seconds else 0.0
 
-    def begin_at(self, step: int) -> None:
+    def begin_at(self, step: int, evaluated: bool = True) -> None:
         """Count on from what metrics.jsonl says of the steps up to the checkpoint's, and forget the rest."""
-        self.record.begin_at(step)
+        self.record.begin_at(step, evaluated)
         lines = [line for line in read_metrics(self.record.folder) if line.get("train_seconds")]
         if lines:
             self.steps, self.train_seconds = lines[-1]["step"], lines[-1]["train_seconds"]
