@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 
 OWNER = "bird"
 LARGE = ".safetensors"
@@ -74,8 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{asked.get('organization') or OWNER}/{asked['name']}"
             status = 409 if name in hub.repos else 200
             hub.repos.setdefault(name, {"main": {}})
-            hub.private.setdefault(name, bool(asked.get("private")))
+            hub.private.setdefault(name, asked.get("visibility") == "private")
             self.answer({"url": f"{hub.address}/{name}"}, status)
+        elif path == "api/validate-yaml":  # the head of a model card
+            card = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            missing = [key for key in ("library_name", "pipeline_tag", "tags") if key not in card]
+            self.answer({"errors": [{"message": f"no {key}"} for key in missing], "warnings": []})
         elif path.startswith("large/"):
             hub.large[path.removeprefix("large/")] = body
             self.answer({})
