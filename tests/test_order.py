@@ -45,7 +45,7 @@ def test_only_the_resumed_epoch_is_entered_in_its_midst() -> None:
 
 
 def test_millions_are_skipped_at_once() -> None:
-    rows = 30_000_000
+    rows = 8_000_000
     loader = DataLoader(range(rows), batch_size=8, sampler=EpochOrder(rows, SEED))
     torch.randperm(1000)
     first = iter(EpochOrder(rows, SEED))
@@ -54,7 +54,7 @@ def test_millions_are_skipped_at_once() -> None:
     fresh = time.monotonic() - began
     began = time.monotonic()
     next(iter(skip_first_batches(loader, rows // 8 - 1)))
-    assert time.monotonic() - began < 2 * fresh + 1  # the shuffling is all; walking there took ten seconds
+    assert time.monotonic() - began < 2 * fresh + 1  # the shuffling is all; walking there takes ten times as long
 
 
 def test_another_sampler_is_left_to_accelerate() -> None:

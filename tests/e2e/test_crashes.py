@@ -20,16 +20,16 @@ from .workspace import TINY, Workspace, sha256
 
 
 STAGES = {
-    # dropout, four micro-batches and an evaluation a step, and an epoch that ends after 15 of the 18 steps
+    # dropout, four micro-batches a step, an evaluation every third, and an epoch that ends after 15 of the 18 steps
     "pretrain": [
         *("--model_config.attention_dropout", "0.1", "--per_device_train_batch_size", "2"),
-        *("--max_steps", "18", "--eval_steps", "1"),
+        *("--max_steps", "18", "--eval_steps", "3"),
     ],
     "sft": ["--per_device_train_batch_size", "1", "--save_steps", "2"],
     "dpo": ["--per_device_train_batch_size", "1", "--save_strategy", "steps", "--save_steps", "2"],
 }
 OF_TIME = ("second", "runtime")
-FEW = 3
+FEW = 2
 """Changes that a quick test takes of each stage."""
 
 

@@ -60,8 +60,15 @@ def saved(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("checkpoint-*/COMPLETE.json"))
 
 
-@pytest.mark.parametrize("whom", ["chain", "its-whole-group"])  # as `timeout` and a closing terminal do
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [
+        (signal.SIGTERM, "chain"),
+        (signal.SIGUSR1, "chain"),
+        (signal.SIGTERM, "its-whole-group"),  # as `timeout` does
+        pytest.param(signal.SIGUSR1, "its-whole-group", marks=pytest.mark.slow),
+    ],
+)
 def test_a_chain_makes_room_and_goes_on(long: Workspace, chain: Workspace, number: signal.Signals, whom: str) -> None:
     process = begin(long, "fledge", "run", TINY)
     began = time.monotonic()
