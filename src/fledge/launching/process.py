@@ -130,7 +130,8 @@ class _Below:
     def look(self) -> None:
         with suppress(psutil.NoSuchProcess):
             processes = (self._root, *self._root.children(recursive=True))
-            self.stages |= {process.pid: process for process in processes if _is_stage(process)}
+            found = {process.pid: process for process in processes if _is_stage(process)}
+            self.stages = {**self.stages, **found}  # a new one: other threads may be reading the old
             self.peak = max(self.peak, sum(process.memory_info().rss for process in processes))
 
     def wait(self) -> None:

@@ -76,7 +76,8 @@ class Courier:
         if self._process is None or self._process.poll() is not None:
             environment = {key: value for key, value in os.environ.items() if key not in OF_A_LAUNCH}
             command = [sys.executable, "-m", "fledge.publishing", str(self.outbox.folder.parent)]
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # its errors are to be seen, its progress is not
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
             self._process = subprocess.Popen(command, env=environment, **quiet)
 
     def finish(self) -> None:
@@ -100,7 +101,9 @@ class Courier:
                 return
         if waiting := self.outbox.waiting():
             lines = [line["failed"] for line in self.outbox.journal() if "failed" in line]
-            why = lines[-1] if lines else f"the hub did not answer within {self.seconds:.0f} s"
+            late = f"the hub did not answer within {self.seconds:.0f} s"
+            ended = self._process.returncode
+            why = lines[-1] if lines else late if ended < 0 else f"what pushes ended with code {ended}"
             raise NotPushed(
                 f"trained, and not pushed: {len(waiting)} revision(s) wait for {self.repo} ({why}); "
                 f"fledge publish {self.outbox.folder.parent} sends them"
