@@ -57,7 +57,7 @@ def test_the_whole_is_what_torchs_memory_trackers_see(
     per_step = ROWS * LENGTH * world * accumulation
     folder = recipes(tmp_path / "recipes" / "tinyllama", pretrain={"model_config": TINYLLAMA})
     options = ["--tokens_per_step", f"{per_step}", "--per_device_train_batch_size", f"{ROWS}"]
-    job = job_of(folder, "pretrain", *options, "--attn_implementation", "sdpa")  # varlen has no kernel for a CPU
+    job = job_of(folder, "pretrain", *options, "--attn_implementation", "sdpa")  # a CPU's varlen keeps less
     shards = world if engine == "fsdp2" else 1
 
     planned = peak(job, Place(engine, world, shards), ROWS, accumulation, checkpointing)["peak"]

@@ -1,4 +1,4 @@
-"""Attention within documents: what it computes, and when it is chosen. The kernel itself needs a CUDA GPU."""
+"""Attention within documents: what it computes, and when it is chosen. CUDA's kernel itself needs a GPU."""
 
 from typing import Any
 
@@ -41,12 +41,14 @@ def documents_alone(q: Any, k: Any, v: Any, begins: Any, _: Any, most: int, __: 
     return torch.cat(done)
 
 
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, where torch has no such kernel, the loop above; on a GPU the real one."""
-    if DEVICE == "cpu":
+@pytest.fixture(params=["documents", "kernel"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's way, and a GPU's: for its kernel, where there is none, the loop above."""
+    if DEVICE == "cpu" and request.param == "kernel":
         monkeypatch.setattr(varlen, "on_cpu", lambda: False)
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documents_alone)
+    elif DEVICE != "cpu" and request.param == "documents":
+        pytest.skip("a GPU has the kernel")
 
 
 def make(model_type: str, attention: str) -> PreTrainedModel:
@@ -79,7 +81,7 @@ def test_documents_begin_where_positions_restart() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["fledge", "llama", "mistral", "gpt2"])
-def test_varlen_is_sdpa_with_a_mask(kernel: None, model_type: str) -> None:
+def test_varlen_is_sdpa_with_a_mask(path: None, model_type: str) -> None:
     ours, theirs = make(model_type, "auto"), make(model_type, "sdpa")
     assert ours.config._attn_implementation == VARLEN
     mine, wanted = run(ours, batch(True)), run(theirs, batch(False))
@@ -92,7 +94,7 @@ def test_varlen_is_sdpa_with_a_mask(kernel: None, model_type: str) -> None:
         assert difference < 0.02, (name, difference)
 
 
-def test_no_document_sees_another(kernel: None) -> None:
+def test_no_document_sees_another(path: None) -> None:
     model, inputs = make("fledge", "auto"), batch(True)
     changed = inputs["input_ids"].clone()
     changed[0, 9:29] = (changed[0, 9:29] + 1) % 97
@@ -102,7 +104,7 @@ def test_no_document_sees_another(kernel: None) -> None:
     assert difference.max() == 0
 
 
-def test_padded_batches_are_left_to_sdpa_and_others_refused(kernel: None) -> None:
+def test_padded_batches_are_left_to_sdpa_and_others_refused(path: None) -> None:
     ours, theirs = make("fledge", "auto"), make("fledge", "sdpa")
     ids = batch(False)["input_ids"]
     for padded in (0, 5):
@@ -120,9 +122,11 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     dropping = AutoConfig.for_model("gpt2", **GPT2 | {"attn_pdrop": 0.1})
     sliding = AutoConfig.for_model("mistral", **SMALL, sliding_window=16)
     for gpu, bf16, model, chosen, told in (
-        (False, True, config, "sdpa", "needs a CUDA GPU"),
-        (True, False, config, "sdpa", "needs bf16"),
-        (True, True, dropping, "sdpa", "knows no dropout"),
+        (False, True, config, VARLEN, None),
+        (False, False, dropping, VARLEN, None),
+        (False, True, sliding, "sdpa", "knows no sliding window"),
+        (True, False, config, "sdpa", "needs bf16 on a GPU"),
+        (True, True, dropping, "sdpa", "knows no dropout on a GPU"),
         (True, True, sliding, "sdpa", "knows no sliding window"),
         (True, True, config, VARLEN, None),
     ):

@@ -48,8 +48,8 @@ class TrainingKeys:
         minimum=0,
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "varlen"] = key(
-        "Attention while training. auto: varlen, which works within documents only, on a GPU in bf16, and sdpa "
-        "elsewhere. On a CPU eager is the faster one for rows below about 256 tokens.",
+        "Attention while training. auto: varlen, which works within documents only, and sdpa where a GPU is to train "
+        "in float32 or with dropout, or the model has a sliding window.",
         "auto",
     )
     loss_spike: Literal["log", "skip", "stop"] = key(

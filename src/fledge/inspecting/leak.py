@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.data.collate import PackedCollator
+from fledge.machine import on_cpu
 from fledge.training.varlen import VARLEN, choose_attention
 
 
@@ -18,7 +19,7 @@ TOLERANCE = 1e-5
 """Largest change of a neighbour's logit that counts as none. On one machine a masked neighbour adds exactly zero."""
 
 ALLOWED = ("sdpa", "eager")
-"""Every attention backend a recipe may state, but for varlen, which there is on a GPU only."""
+"""Every attention backend a recipe may state that takes a mask; varlen takes boundaries."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def leak_test(
     for name, spoil in CONTROLS.items():
         trials.append(_trial(model, f"{ALLOWED[0]}, {name}", rows, collate, spoil, is_control=True))
     if choose_attention("auto", model.config, bf16=True) == VARLEN:
-        with torch.autocast("cuda", torch.bfloat16):
-            model.cuda().set_attn_implementation(VARLEN)
+        device = "cpu" if on_cpu() else "cuda"
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):  # the kernel there knows no float32
+            model.to(device).set_attn_implementation(VARLEN)
             collate.boundaries = True
             trials.append(_trial(model, VARLEN, rows, collate, dict, is_control=False))
     return LeakTest(said, len(rows), trials)

@@ -59,9 +59,11 @@ def launch(recipe: Recipe, layout: Path, overrides: Sequence[str] = ()) -> Outco
     with tempfile.TemporaryDirectory() as folder:
         code_file, cause_file = Path(folder) / "code", Path(folder) / "causes"
         environment |= {EXIT_CODE_FILE: str(code_file), CAUSE_FILE: str(cause_file)}
-        with subprocess.Popen(command, env=environment) as process:
-            below = _Below(psutil.Process(process.pid))
-            with _passing_on(below) as asked, _every(0.5, below.look):
+        below = _Below()
+        # Listening first: a signal within Popen itself would leave a launcher behind that nobody knows of.
+        with _passing_on(below) as asked, subprocess.Popen(command, env=environment) as process:
+            below.root = psutil.Process(process.pid)
+            with _every(0.5, below.look):
                 try:
                     code = process.wait()
                 except KeyboardInterrupt:
@@ -121,15 +123,17 @@ def threads(layout: Layout, processes: int | None = None) -> int:
 class _Below:
     """The processes of a stage, and the most resident memory that they and their launcher held at a time, in bytes."""
 
-    def __init__(self, root: psutil.Process) -> None:
+    def __init__(self) -> None:
+        self.root: psutil.Process | None = None
         self.peak = 0
         self.stages: dict[int, psutil.Process] = {}
         """All that were seen, by number: they outlive a launcher that dies."""
-        self._root = root
 
     def look(self) -> None:
+        if self.root is None:
+            return
         with suppress(psutil.NoSuchProcess):
-            processes = (self._root, *self._root.children(recursive=True))
+            processes = (self.root, *self.root.children(recursive=True))
             found = {process.pid: process for process in processes if _is_stage(process)}
             self.stages = {**self.stages, **found}  # a new one: other threads may be reading the old
             self.peak = max(self.peak, sum(process.memory_info().rss for process in processes))

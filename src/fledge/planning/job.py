@@ -77,7 +77,10 @@ class Job:
         return bool(self.get("gradient_checkpointing") if stated is None else stated)
 
     def attention(self, on_gpu: bool) -> str:
-        """What `attn_implementation: auto` comes to, as fledge.training.varlen chooses it; sliding windows aside."""
+        """What `attn_implementation: auto` comes to, as fledge.training.varlen chooses it; sliding windows aside.
+
+        On a CPU, where what varlen keeps depends on the lengths of the documents, what sdpa keeps is planned.
+        """
         stated = self.get("attn_implementation")
         if stated != "auto":
             return stated

@@ -1,8 +1,8 @@
 """Attention that takes the documents of packed rows as sequences of their own: no mask, and no work between them.
 
 The work grows with the sum of the squared lengths of the documents, where a mask over rows of T tokens always costs
-T squared a row. The kernel is FlashAttention's (Dao 2023, arXiv 2307.08691) as torch.nn.attention.varlen has it: on
-CUDA, in half precision, without dropout.
+T squared a row. On CUDA the kernel is FlashAttention's (Dao 2023, arXiv 2307.08691) as torch.nn.attention.varlen has
+it, in half precision, without dropout; on a CPU fledge.training.documents arranges it.
 """
 
 from inspect import signature
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fledge.machine import on_cpu
+
+from .documents import attend
 
 
 VARLEN = "varlen"
@@ -51,6 +53,7 @@ def varlen_attention(
     value: torch.Tensor,  # (B, K, T, E)
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,  # where documents begin in the B * T tokens, and B * T; int32
     max_length_q: int | None = None,
     **kwargs: Any,
@@ -59,32 +62,43 @@ def varlen_attention(
     if cu_seq_lens_q is None:
         if attention_mask is None:
             raise ValueError("varlen attention: a batch with neither cu_seq_lens_q nor an attention_mask")
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    # Under autocast the rotary embedding leaves queries and keys in float32.
+    flat = [states.transpose(1, 2).flatten(0, 1).to(value.dtype) for states in (query, key, value)]
+    if on_cpu():
+        attended = attend(*flat, cu_seq_lens_q, scaling, dropout)
+    else:
+        attended = _kernel(*flat, cu_seq_lens_q, max_length_q, scaling)
+    return attended.unflatten(0, (len(query), -1)), None
+
+
+def _kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, begins: torch.Tensor, longest: int, scaling: float
+) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    rows, heads, length, width = query.shape
+    groups = query.shape[1] // key.shape[1]
     known = signature(varlen_attn).parameters
     how: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if "enable_gqa" in known:
-        how["enable_gqa"] = heads != key.shape[1]
+        how["enable_gqa"] = groups > 1
     else:  # torch before 2.13
-        key, value = (repeat_kv(states, heads // key.shape[1]) for states in (key, value))
-    # Under autocast the rotary embedding leaves queries and keys in float32.
-    flat = [states.transpose(1, 2).flatten(0, 1).to(value.dtype) for states in (query, key, value)]
-    ends = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    return varlen_attn(*flat, *ends, scale=scaling, **how).view(rows, length, heads, width), None
+        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    return varlen_attn(query, key, value, begins, begins, longest, longest, scale=scaling, **how)
 
 
 def _lacking(config: PreTrainedConfig, bf16: bool) -> str:
-    if on_cpu():
-        return "needs a CUDA GPU"
-    if not bf16:
-        return "needs bf16"
     window = getattr(config, "sliding_window", None)
     if window and window < config.max_position_embeddings:
         return "knows no sliding window, and the model has one"
+    if on_cpu():
+        return ""
+    if not bf16:
+        return "needs bf16 on a GPU"
     dropouts = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
-    return "knows no dropout, and the model has some" if any(dropouts) else ""
+    return "knows no dropout on a GPU, and the model has some" if any(dropouts) else ""
 
 
 def _mask(*, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
