@@ -238,7 +238,7 @@ def test_dpo_cuts_over_long_pairs_only_where_its_recipe_says_so(
     tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
     def check(rows: list[dict[str, Any]], policy: str) -> float:
-        return check_lengths(datasets.Dataset.from_list(rows), tokenizer, LIMIT, policy)
+        return check_lengths(datasets.Dataset.from_list(rows), tokenizer, LIMIT, policy)[0]
 
     whole = [
         sum(len(prompt) + len(side) for side in sides) for prompt, *sides in (encode(tokenizer, row) for row in SOUND)

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from functools import cache
 
 import torch
 
@@ -13,6 +14,22 @@ COMPILE_PAYS_AFTER = 60.0
 
 SHARE_OF_PEAK = 0.3
 """Share of the matrix product peak that a small model reaches without compiling; for the estimate only."""
+
+CARDS = {
+    "H200": 989e12,
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "A100-SXM4-80GB": 312e12,
+    "A100-SXM4-40GB": 312e12,
+    "A100 80GB PCIe": 312e12,
+    "A100-PCIE-40GB": 312e12,
+    "L40S": 362e12,
+    "GeForce RTX 4090": 165e12,
+}
+"""Dense bfloat16 FLOP/s by NVIDIA's data sheets, of cards as the driver names them."""
+
+SECONDS_FOR_A_PEAK = 0.1
+"""How long `matmul_rate` measures, after one product to warm up."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +88,25 @@ def choose_compile(stated: bool | str, parameters: int, tokens: float, bf16: boo
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a 2048-cubed matrix product: the best of five after a warm-up."""
-    device = "cpu" if on_cpu() else "cuda"
-    a = torch.randn(2048, 2048, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(6):
+    """FLOP/s of a 2048-cubed matrix product: the best, because what disturbs a product can only make it slower."""
+    a = torch.randn(2048, 2048, dtype=dtype, device="cpu" if on_cpu() else "cuda")
+    (a @ a)[0, 0].item()
+    best, spent = float("inf"), 0.0
+    while spent < SECONDS_FOR_A_PEAK:
         began = time.perf_counter()
         (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
+        best, spent = min(best, seconds := time.perf_counter() - began), spent + seconds
     return 2 * 2048**3 / best
+
+
+@cache
+def peak_flops(bf16: bool) -> tuple[float | None, str]:
+    """FLOP/s that this process could reach at most, None if unknown, and "measured" or the card's name.
+
+    A CPU is measured, so that several processes of one machine have to ask at the same moment: together they then find
+    what the machine has.
+    """
+    if on_cpu():
+        return matmul_rate(torch.bfloat16 if bf16 else torch.float32), "measured"
+    name = torch.cuda.get_device_name().removeprefix("NVIDIA ")
+    return (CARDS.get(name) if bf16 else None), name

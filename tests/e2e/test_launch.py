@@ -60,6 +60,9 @@ def test_two_processes_share_the_step(two: Workspace) -> None:
     ]
     assert accumulation == [2, 1]
     assert two.results("two")["tokens"] == two.results("pretrain")["tokens"]
+    found = two.results("two")  # the rate is of both, and so is the peak
+    assert found["train_seconds"] == pytest.approx(found["tokens"] / found["tokens_per_second"], abs=0.006)
+    assert 0 < found["mfu"] == pytest.approx(found["flops_per_second"] / found["peak_flops"], rel=1e-3)
 
 
 def test_two_processes_walk_the_same_curve(two: Workspace) -> None:

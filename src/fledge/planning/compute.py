@@ -30,7 +30,7 @@ def flops_per_token(shape: Shape, length: int) -> float:
     return 6 * shape.total + 12 * shape.num_layers * shape.query_size * length
 
 
-def strict_flops_per_token(shape: Shape, length: int) -> float:
+def strict_flops_per_token(shape: Shape, length: float) -> float:
     """Forward and backward, only what is multiplied: 6M + 6LdT. No embedding look-up, no norm; attention is causal."""
     return 6 * shape.matrices + 6 * shape.num_layers * shape.query_size * length
 

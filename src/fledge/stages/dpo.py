@@ -46,7 +46,7 @@ def main(recipe: Recipe) -> None:
     model = load_model(keys.model_name_or_path, "model_name_or_path", attention)
     require(preflight(tokenizer, model.config, model.generation_config, max_length=args.max_length))
     pairs = read_pairs(Path(keys.pairs) / "train.parquet")
-    tokens_per_pair = check_lengths(pairs, tokenizer, args.max_length, keys.overlong)
+    tokens_per_pair, mean_length = check_lengths(pairs, tokenizer, args.max_length, keys.overlong)
 
     adapter = lora_config(recipe, keys, model)
     # TRL would load the reference from the path in the configuration, and an adapter's folder holds no whole model.
@@ -64,7 +64,7 @@ def main(recipe: Recipe) -> None:
     trainer.apply(keys)
     tokens_per_step = keys.pairs_per_step * tokens_per_pair
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
-    callback = train(trainer, recipe, record, tokens_per_step)
+    callback = train(trainer, recipe, record, tokens_per_step, mean_length)
     # ln 2 by theory: before the first update the policy is the reference. A resumed run has no step 0.
     first = [entry["loss"] for entry in read_metrics(recipe.output_dir) if entry.get("step") == 1 and "loss" in entry]
     finish(trainer, record, callback, step0_loss=first[-1] if first else None, pairs=len(pairs))
@@ -72,13 +72,13 @@ def main(recipe: Recipe) -> None:
 
 def check_lengths(
     pairs: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, overlong: str
-) -> float:
-    """Mean tokens of a pair, both sides together, as DPOTrainer will see them; says how many sides it will cut.
+) -> tuple[float, float]:
+    """Tokens of the mean pair, both sides together, and of the side that the mean token is in; says how many it cuts.
 
     Raises:
         ValueError: a side longer than max_length under `fail`; under `truncate`, a pair that teaches nothing once cut.
     """
-    total, cut = 0, 0
+    total, squared, cut = 0, 0, 0
     for index, pair in enumerate(pairs, 1):
         prompt, *answers = encode(tokenizer, pair)
         lengths = {side: len(prompt) + len(ids) for side, ids in zip(("chosen", "rejected"), answers, strict=True)}
@@ -92,6 +92,7 @@ def check_lengths(
         if fault := truncated_fault(prompt, *answers, limit):
             raise ValueError(f"pairs: row {index}: {fault}; {FAULTS[fault]}")
         total += sum(min(length, limit) for length in lengths.values())
+        squared += sum(min(length, limit) ** 2 for length in lengths.values())
         cut += sum(length > limit for length in lengths.values())
     if cut:
         logger.warning(
@@ -100,4 +101,4 @@ def check_lengths(
             2 * len(pairs),
             max_length,
         )
-    return total / len(pairs)
+    return total / len(pairs), squared / total

@@ -69,7 +69,7 @@ def main(recipe: Recipe) -> None:
     trainer.apply(keys, manifest)
     tokens_per_step = keys.tokens_per_step * manifest["train"]["fill"]
     speed_up(model, torch_compile, tokens_per_step * trainer.planned_steps(), args.bf16)
-    callback = train(trainer, recipe, record, tokens_per_step)
+    callback = train(trainer, recipe, record, tokens_per_step, rows.mean_length)
     finish(trainer, record, callback, new_tokens=len(new_tokens))
 
 

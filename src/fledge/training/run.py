@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from fledge.layouts import launched_engine
 from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
@@ -20,11 +27,12 @@ from fledge.results.record import Record, read_metrics, versions
 from . import cpu_head, order
 from .arguments import values_of
 from .checkpoints import made_from, newest_checkpoint, newest_marked
-from .engine import refuse_other
+from .engine import in_bf16, refuse_other
 from .origin import origin, refuse_changed
 from .preemption import EvaluationLeft, PreemptionCallback
 from .spikes import Spikes
-from .trainer import RecordCallback, StageTrainer
+from .throughput import Bar, Throughput, model_flops_per_token, peak_of_all
+from .trainer import StageTrainer
 from .watchdog import Watchdog
 
 
@@ -68,17 +76,29 @@ def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     model.name_or_path = str(folder)
 
 
-def train(trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float) -> RecordCallback:
-    """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput."""
+def train(
+    trainer: StageTrainer, recipe: Recipe, record: Record, tokens_per_step: float, mean_length: float
+) -> Throughput:
+    """Train to the end, from the newest whole checkpoint if there is one; returns the callback with the throughput.
+
+    Args:
+        tokens_per_step: of an optimizer step over all processes, padding not counted.
+        mean_length: tokens of the document that the mean token is in.
+    """
     refuse_other(trainer)
     if trainer.is_deepspeed_enabled and trainer.spikes.policy == "skip":
         raise ValueError("loss_spike: skip: ZeRO updates in its backward pass, so nothing can be left out; write stop")
-    callback = RecordCallback(record, tokens_per_step, trainer.guard)
-    trainer.add_callback(callback)
     trainer.tokens_per_step = tokens_per_step
+    trained, every = (parameters(trainer.model, only_trainable=only) for only in (True, False))
     if is_peft_model(trainer.model):
-        trained, every = (parameters(trainer.model, only_trainable=only) for only in (True, False))
         logger.info("LoRA: %s parameters are trained, %s stay as they are", f"{trained:,}", f"{every - trained:,}")
+    reference = not getattr(trainer.args, "precompute_ref_log_probs", True)  # a key of DPO's alone
+    flops = model_flops_per_token(trainer.model.config, mean_length, every - trained, reference)
+    peak = peak_of_all(trainer.accelerator, in_bf16(trainer.args))
+    callback = Throughput(record, trainer.guard, tokens_per_step, flops, *peak)
+    trainer.add_callback(callback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Bar(callback))
     trainer.preemption = stop = PreemptionCallback()
     trainer.add_callback(stop)
     order.install()
@@ -106,7 +126,7 @@ def _newest_for_all(output_dir: Path, processes: int) -> Path | None:
     return (broadcast_object_list(found) if processes > 1 else found)[0]
 
 
-def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -> None:
+def _resume(trainer: StageTrainer, callback: Throughput, checkpoint: Path) -> None:
     logger.warning("resuming from %s", checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     made = made_from(checkpoint)
@@ -128,7 +148,7 @@ def _resume(trainer: StageTrainer, callback: RecordCallback, checkpoint: Path) -
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **results: Any) -> None:
+def finish(trainer: StageTrainer, record: Record, callback: Throughput, **results: Any) -> None:
     """Save model and tokenizer into output_dir, write the summary, and see that all has reached the hub.
 
     Raises:
@@ -143,8 +163,7 @@ def finish(trainer: StageTrainer, record: Record, callback: RecordCallback, **re
             trained_parameters=parameters(trainer.model, only_trainable=True),
             steps=trainer.state.global_step,
             tokens=round(trainer.state.global_step * callback.tokens_per_step),
-            tokens_per_second=round(callback.tokens_per_second, 1),
-            train_seconds=round(callback.train_seconds, 2),
+            **callback.results(),
             final_loss=losses[-1] if losses else None,
             processes=trainer.args.world_size,
             engine=launched_engine(),

@@ -1,7 +1,6 @@
 """What fledge adds to the trainers of transformers and TRL: a decay ratio, a record, and no pickles."""
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from fledge.arguments import TrainingKeys
 from fledge.machine import is_main_process
-from fledge.results.record import Record, read_metrics
 
 from .checkpoints import commit, is_marked, refuse_full_disk, rotate, staged
 from .guard import Guard
@@ -199,57 +197,3 @@ class Pretrainer(StageTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         fused = {} if getattr(self.model.config, "z_loss_weight", 0.0) else {"fused_lm_head": True}
         return super().compute_loss(model, {**inputs, **fused}, *args, **kwargs)
-
-
-class RecordCallback(TrainerCallback):
-    """Writes the Trainer's logs and the throughput to metrics.jsonl.
-
-    Args:
-        tokens_per_step: real tokens of an optimizer step over all processes, padding not counted.
-        guard: knows which rows the first process has read, for `rows` of a line.
-    """
-
-    def __init__(self, record: Record, tokens_per_step: float, guard: Guard) -> None:
-        self.record = record
-        self.tokens_per_step = tokens_per_step
-        self.guard = guard
-        self.train_seconds = 0.0
-        self.steps = 0
-        self._mark = (0, 0.0)
-        self._began = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over all steps, the compiling first one included; saving and evaluation are not."""
-        return self.steps * self.tokens_per_step / self.train_seconds if self.train_seconds else 0.0
-
-    def begin_at(self, step: int, evaluated: bool = True) -> None:
-        """Count on from what metrics.jsonl says of the steps up to the checkpoint's, and forget the rest."""
-        self.record.begin_at(step, evaluated)
-        lines = [line for line in read_metrics(self.record.folder) if line.get("train_seconds")]
-        if lines:
-            self.steps, self.train_seconds = lines[-1]["step"], lines[-1]["train_seconds"]
-            self._mark = (self.steps, self.train_seconds)
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.train_seconds += time.perf_counter() - self._began
-        self.steps += 1
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        values = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-        if "loss" in values:
-            steps, seconds = self._mark
-            if self.train_seconds > seconds:
-                rate = (self.steps - steps) * self.tokens_per_step / (self.train_seconds - seconds)
-                values["tokens_per_second"] = round(rate, 1)
-            values["tokens"] = round(state.global_step * self.tokens_per_step)
-            values["train_seconds"] = round(self.train_seconds, 2)
-            if rows := self.guard.rows_digest():
-                values["rows"] = rows
-            self._mark = (self.steps, self.train_seconds)
-        self.record.log(step=state.global_step, **values)
