@@ -1,0 +1,82 @@
+"""What the benchmarks of this folder share: every way in a process of its own, in turn; then medians and ratios."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).parents[1]
+Figures = dict[str, Any]
+Way = Callable[[argparse.Namespace], Figures]
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """--rounds, --json, and the run folder of the demo, whose models and data are used."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("run", type=Path, nargs="?", default=Path("runs/tang-poems"), help="runs/tang-poems if left out")
+    made.add_argument("--rounds", type=int, default=3, help="how often each is measured, interleaved; 3 if left out")
+    made.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
+    made.add_argument("--way", help=argparse.SUPPRESS)
+    return made
+
+
+def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) -> dict[str, list[Figures]]:
+    """Measure every way round after round and print the table; `key` is the figure whose ratio to the first is shown.
+
+    A way gets the parsed options and returns its figures, numbers in the table and anything else in the JSON.
+    """
+    given = options.parse_args()
+    if not given.run.is_dir():
+        options.error(f"{given.run}: no such folder; make demo makes it")
+    if given.way:
+        print(json.dumps(ways[given.way](given)))
+        raise SystemExit
+    found: dict[str, list[Figures]] = {way: [] for way in ways}
+    for _ in range(given.rounds):
+        for way in ways:
+            found[way].append(child([*sys.argv, "--way", way]))
+    medians = {way: medians_of(rounds) for way, rounds in found.items()}
+    first = next(iter(medians.values()))[key]
+    rows = [{"way": way, **own, "ratio": own[key] / first} for way, own in medians.items()]
+    print(f"\n{Path(sys.argv[0]).stem}: medians of {given.rounds}, interleaved; ratio of {key}\n")
+    print(table(rows))
+    write(given.json, {"rounds": found, "medians": rows})
+    return found
+
+
+def child(command: list[str]) -> Figures:
+    """What a Python script prints on its last line, as JSON."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def medians_of(rounds: list[Figures]) -> dict[str, float]:
+    """The median of every number."""
+    numbers = [key for key, value in rounds[0].items() if isinstance(value, int | float)]
+    return {key: statistics.median(figures[key] for figures in rounds) for key in numbers}
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Markdown; numbers with four digits."""
+    rows = list(rows)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([written(cell) for cell in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def written(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
+    return {True: "yes", False: "no", None: ""}.get(cell, f"{cell:,}" if isinstance(cell, int) else str(cell))
+
+
+def write(path: Path | None, figures: dict[str, Any]) -> None:
+    """JSON, if a path is given."""
+    if path:
+        path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,66 @@
+"""What a user waits for besides training: the help, a stage's start, saving checkpoints.
+
+python benchmarks/overheads.py            # after make demo: its tokenizer and rows are read from runs/tang-poems
+
+help        seconds of `fledge --help`, in a process of its own
+start       seconds from the start of a `fledge pretrain` process until its first step begins: imports, data, model
+saving      share of the stage's time that its checkpoints take, at the recipe's two in a run
+data wait   share of the training time that a step waits for its rows
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, parser, table, write
+
+
+WANTED = {"help": "< 0.3 s", "start": "< 12 s", "saving": "< 1%", "data wait": "< 1%"}
+
+
+def fledge(*words: str) -> float:
+    """Run a command of ours; seconds."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "fledge", *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"fledge {' '.join(words)} failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - began
+
+
+def pretrain(run: Path, steps: int, folder: str) -> dict[str, float]:
+    """The recipe's pretraining, with a checkpoint in the middle and one at the end."""
+    from fledge.files import read_json
+
+    paths = ["--tokenizer", f"{run}/tokenizer", "--prepared", f"{run}/prepare", "--output_dir", folder]
+    length = ["--max_steps", str(steps), "--save_steps", str(max(1, steps // 2)), "--warmup_steps", "1"]
+    fledge("pretrain", "recipes/tang-poems/pretrain.yaml", *paths, *length)
+    summary = read_json(Path(folder) / "summary.json")
+    results = summary["results"]
+    return {
+        "start": results["start_seconds"],
+        "saving": results["save_seconds"] / summary["seconds"],
+        "data wait": results["data_wait"],
+    }
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=310, help="of pretraining; 310, the recipe's, if left out")
+    given = options.parse_args()
+    if not given.run.is_dir():
+        options.error(f"{given.run}: no such folder; make demo makes it")
+    found = []
+    for _ in range(given.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            found.append({"help": fledge("--help"), **pretrain(given.run.resolve(), given.steps, f"{folder}/run")})
+    medians = {name: statistics.median(each[name] for each in found) for name in WANTED}
+    print(f"\noverheads: medians of {given.rounds}, {given.steps} steps of tang-poems\n")
+    print(table({"what": name, "measured": value, "wanted": WANTED[name]} for name, value in medians.items()))
+    write(given.json, {"rounds": found, "medians": medians})
+
+
+if __name__ == "__main__":
+    main()

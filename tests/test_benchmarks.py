@@ -1,0 +1,73 @@
+"""The benchmarks can be run: that they start, the one for a GPU on a CPU, and (slow) each at its smallest size."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for path in ROOT.glob("benchmarks/*.py") if path.stem != "common")
+OF_A_RUN = {
+    "dpo": ("--steps", "2"),
+    "generation": ("--requests", "4"),
+    "overheads": ("--steps", "2"),
+    "sft": ("--steps", "1"),
+}
+"""Of the benchmarks that read a run of the demo, what makes them small."""
+RUN = ROOT / "runs" / "tang-poems"
+
+
+def benchmark(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, str(path), *words], cwd=ROOT, env=one_thread, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_benchmark_says_what_it_measures(path: Path) -> None:
+    done = benchmark(path, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{path.name}" in done.stdout
+    assert path.stem in {*OF_A_RUN, "prepare", "gpu"}
+
+
+def test_without_a_run_a_benchmark_says_where_one_comes_from(tmp_path: Path) -> None:
+    for name in OF_A_RUN:
+        done = benchmark(ROOT / "benchmarks" / f"{name}.py", str(tmp_path / "none"))
+        assert done.returncode == 2 and "no such folder; make demo makes it" in done.stderr
+
+
+def test_the_path_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    tiny = ("--device", "cpu", "--tiny", "--recipes", "lillm", "--compile", "no", "--steps", "1")
+    done = benchmark(
+        ROOT / "benchmarks" / "gpu.py", *tiny, "--tokens_per_step", "256", "--json", str(tmp_path / "gpu.json")
+    )
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["checkpointing"] for run in runs] == [True, False]
+    for run in runs:
+        assert (run["recipe"], run["row"], run["micro-batch"], run["attention"]) == ("lillm", 64, 2, "sdpa")
+        assert run["tokens/s"] > 0 and 0 < run["MFU"] < run["PaLM"] < 1
+        assert f"| lillm | 64 | 2 | sdpa | no | {'yes' if run['checkpointing'] else 'no'} | " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RUN.is_dir(), reason="needs runs/tang-poems, which make demo makes")
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_each_runs_at_its_smallest(name: str, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    words = (str(RUN), "--rounds", "1", *OF_A_RUN[name], "--json", str(figures))
+    done = benchmark(ROOT / "benchmarks" / f"{name}.py", *words)
+    assert done.returncode == 0, done.stderr
+    medians = json.loads(figures.read_text(encoding="utf-8"))["medians"]
+    if name == "overheads":
+        assert 0 < medians["help"] < medians["start"] and 0 < medians["saving"] < 1 and 0 < medians["data wait"] < 1
+    else:
+        assert medians[0]["ratio"] == 1 and all(way["ratio"] > 0 for way in medians)
+    if name == "dpo":
+        assert float(done.stdout.rsplit(maxsplit=1)[-1]) < 1e-3  # the same losses
