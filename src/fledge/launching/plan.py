@@ -21,7 +21,7 @@ VARIANT = "_lora"
 HUB_KEYS = ("push_to_hub", "hub_")
 """Keys that decide where a result goes besides, and nothing of it."""
 
-OWN_FILES = {STATE, "recipe.json", "versions.json", "metrics.jsonl", "summary.json"}
+OWN_FILES = {STATE, "recipe.json", "versions.json", "metrics.jsonl", "events.jsonl", "summary.json"}
 """Files that describe a stage; what others read are the rest."""
 
 

@@ -3,6 +3,7 @@
 recipe.json      every key, its value and where it came from
 versions.json    of Python, fledge and the libraries
 metrics.jsonl    one object a line, appended while the stage runs
+events.jsonl     of training stages: when each attempt began and at which step, and what befell it
 summary.json     written last; a stage without it did not finish
 """
 
@@ -11,6 +12,7 @@ import platform
 import resource
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,13 @@ from fledge.recipe import Recipe, resolved
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "trl", "peft", "tokenizers", "safetensors", "pyarrow")
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+BEGAN, MADE_ROOM, SPIKE = "began", "made room", "loss spike"
+"""What events.jsonl tells of."""
 
 
 class Record:
-    """Writes those four files into the stage's output_dir.
+    """Writes those files into the stage's output_dir.
 
     Args:
         recipe: the stage's recipe.
@@ -44,6 +49,7 @@ class Record:
         if is_main:
             hold(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.was_done = (self.folder / SUMMARY).exists()
             (self.folder / SUMMARY).unlink(missing_ok=True)
             if recipe.stage not in LIBRARY:  # the others begin or go on: see `begin_at`
                 (self.folder / METRICS).unlink(missing_ok=True)
@@ -52,22 +58,41 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Since the stage began."""
+        """That the stage has worked. Of an attempt that was killed, what it logged counts."""
         return time.time() - self.began
 
     def begin_at(self, step: int, evaluated: bool = True) -> None:
         """Forget what metrics.jsonl says of the steps after this one, which are taken again; 0: of all.
 
+        An event says so: at which step this attempt began, and the last one that an earlier attempt had logged.
+
         Args:
             evaluated: if not, the evaluation of this very step is made again too.
         """
-        if self.is_main and (path := self.folder / METRICS).exists():
-            lines = (line for line in read_metrics(self.folder) if line["step"] <= step and step)
-            kept = (line for line in lines if evaluated or line["step"] < step or "eval_loss" not in line)
-            write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in kept))
+        if not self.is_main:
+            return
+        lines, events = list(read_metrics(self.folder)), list(read_lines(self.folder / EVENTS))
+        if self.was_done and not step:  # finished before, and all of it once more
+            lines, events = [], []
+        if lines:
+            self.began -= lines[-1].get("seconds", 0)
+        reached = max((line["step"] for line in lines), default=0)
+        events = [event for event in events if event["event"] != SPIKE or event["step"] <= step]
+        write_text(self.folder / EVENTS, as_lines(events))
+        self.note(BEGAN, step=step, reached=reached)  # before the lines that tell it go
+        kept = [line for line in lines if line["step"] <= step and step]
+        kept = [line for line in kept if evaluated or line["step"] < step or "eval_loss" not in line]
+        if (self.folder / METRICS).exists():
+            write_text(self.folder / METRICS, as_lines(kept))
+
+    def note(self, event: str, **values: Any) -> None:
+        """Add to events.jsonl what befell the stage, with the date."""
+        if self.is_main:
+            path, now = self.folder / EVENTS, datetime.now(UTC).isoformat(timespec="seconds")
+            write_text(path, as_lines([*read_lines(path), {"event": event, "date": now, **values}]))
 
     def log(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl, with the seconds since the stage began."""
+        """Append one line to metrics.jsonl, with the seconds that the stage has worked."""
         if self.is_main:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"seconds": round(self.seconds, 2), **values}, ensure_ascii=False) + "\n")
@@ -98,8 +123,17 @@ def versions() -> dict[str, str]:
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a stage's metrics.jsonl; a last line cut by a kill is passed over."""
-    path = folder / METRICS
+    """The lines of a stage's metrics.jsonl."""
+    return read_lines(folder / METRICS)
+
+
+def as_lines(values: list[dict[str, Any]]) -> str:
+    """The text of a file of JSON lines."""
+    return "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; a last line cut by a kill is passed over."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             yield json.loads(line)

@@ -22,7 +22,7 @@ from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
 from fledge.model.build import decoder_layers
 from fledge.preempted import Preempted
 from fledge.recipe import Recipe, resolved
-from fledge.results.record import Record, read_metrics, versions
+from fledge.results.record import MADE_ROOM, Record, read_metrics, versions
 
 from . import cpu_head, order
 from .arguments import values_of
@@ -102,6 +102,7 @@ def train(
     trainer.preemption = stop = PreemptionCallback()
     trainer.add_callback(stop)
     order.install()
+    trainer.note = record.note
     trainer.made = cache(lambda: {**origin(recipe, record.resolved), "versions": versions()})
     # Making a trainer may have drawn random numbers or not: TRL keeps the reference's log-probabilities in a cache.
     set_seed(trainer.args.seed)
@@ -116,6 +117,7 @@ def train(
                 _resume(trainer, callback, checkpoint)
     if stop.agreed and (stop.left or trainer.state.global_step < trainer.planned_steps()):
         at = f"step {trainer.state.global_step} of {trainer.planned_steps()}"
+        record.note(MADE_ROOM, step=trainer.state.global_step)
         raise Preempted(f"asked to make room: stopped after {at} with a checkpoint; the same command goes on from it")
     return callback
 

@@ -23,11 +23,15 @@ class Spikes:
     Args:
         policy: log, skip or stop.
         losses: those of the run so far, which a checkpoint keeps.
+
+    Attributes:
+        found: step -> loss of those that stood out.
     """
 
     def __init__(self, policy: str, losses: Sequence[float] = ()) -> None:
         self.policy = policy
         self.losses = deque(losses, maxlen=WINDOW)
+        self.found: dict[int, float] = {}
 
     def met(self, loss: float, step: int, rows: str) -> bool:
         """Take a step's loss, the same on every process; whether its update is to be left out.
@@ -59,5 +63,6 @@ class Spikes:
                 f"{what}; nothing of it was saved. Look at those rows (fledge inspect RECIPE --row N), or go on with "
                 "--loss_spike skip"
             )
+        self.found[step] = loss
         logger.warning("%s%s", what, "; its update is left out" if self.policy == "skip" else "")
         return self.policy == "skip"

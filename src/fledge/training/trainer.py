@@ -14,6 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from fledge.arguments import TrainingKeys
 from fledge.machine import is_main_process
+from fledge.results.record import SPIKE
 
 from .checkpoints import commit, is_marked, refuse_full_disk, rotate, staged
 from .guard import Guard
@@ -35,7 +36,9 @@ class StageTrainer(Trainer):
     heldout_tokens_per_row: float | None = None
     preemption: PreemptionCallback | None = None
     made: Callable[[], dict[str, Any]] = dict
-    """What checkpoints say that they were made of; `train` of fledge.training.run sets it."""
+    """What checkpoints say that they were made of; `train` of fledge.training.run sets it, and `note`."""
+    note: Callable[..., None] = staticmethod(lambda *_, **__: None)
+    """`Record.note` of the stage."""
     _saving = False
     _rows: torch.Tensor | None = None
 
@@ -108,8 +111,11 @@ class StageTrainer(Trainer):
         norm, step = super()._get_grad_norm(model, grad_norm), self.state.global_step + 1
         loss, rows = self.guard.check(norm, step)  # before the update; DeepSpeed made it in backward
         mean = self.accelerator.reduce(torch.tensor(loss, device=self.args.device), "mean")
-        if self.spikes.met(float(mean), step, rows):
+        left_out = self.spikes.met(float(mean), step, rows)
+        if left_out:
             self.optimizer.zero_grad()  # to None: no optimizer touches a weight or its own state
+        if step in self.spikes.found:
+            self.note(SPIKE, step=step, loss=float(mean), left_out=left_out)
         return norm
 
     def planned_steps(self) -> int:
