@@ -33,7 +33,7 @@ def test_every_benchmark_says_what_it_measures(path: Path) -> None:
     done = benchmark(path, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{path.name}" in done.stdout
-    assert path.stem in {*OF_A_RUN, "prepare", "gpu"}
+    assert path.stem in {*OF_A_RUN, "prepare", "gpu", "attention"}
 
 
 def test_without_a_run_a_benchmark_says_where_one_comes_from(tmp_path: Path) -> None:
@@ -54,6 +54,15 @@ def test_the_path_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
         assert (run["recipe"], run["row"], run["micro-batch"], run["attention"]) == ("lillm", 64, 2, "sdpa")
         assert run["tokens/s"] > 0 and 0 < run["MFU"] < run["PaLM"] < 1
         assert f"| lillm | 64 | 2 | sdpa | no | {'yes' if run['checkpointing'] else 'no'} | " in done.stdout
+
+
+def test_attention_is_measured_and_drawn(tmp_path: Path) -> None:
+    words = ("--rows", "256", "--document", "50", "--heads", "1", "--rounds", "1", "--svg", str(tmp_path / "a.svg"))
+    done = benchmark(ROOT / "benchmarks" / "attention.py", *words, "--json", str(tmp_path / "a.json"))
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["document"] for run in runs] == [50, 256] and all(run["varlen"] > 0 for run in runs)
+    assert "varlen, whole rows" in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
