@@ -130,7 +130,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase) -> Callable[..., FledgeForCau
     def make(attention: str = "sdpa", seed: int = 0, **keys: Any) -> FledgeForCausalLM:
         torch.manual_seed(seed)
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-        model = FledgeForCausalLM(tiny_config(vocab_size=len(tokenizer), **special, **keys))
+        model = FledgeForCausalLM(tiny_config(**{"vocab_size": len(tokenizer), **special, **keys}))
         model.set_attn_implementation(attention)
         model.generation_config = GenerationConfig(**special)
         return model.eval()

@@ -29,7 +29,7 @@ FLOORS = [
         "schema",
     },
     {"data"},
-    {"evaluation", "publishing", "training", "results"},
+    {"evaluation", "exporting", "publishing", "training", "results"},
     {"stages"},
     {"launching", "inspecting", "chat", "cli", "__main__"},
 ]

@@ -167,7 +167,17 @@ class ExportArguments:
     """Keys of export.yaml."""
 
     model_name_or_path: str = key("Folder of the model to export.")
-    output_dir: str = key("Where the plain transformers folder goes: Llama, or the architecture of model_config.")
+    output_dir: str = key("Where it goes.")
+    to: Literal["llama", "gguf", "remote-code"] = key(
+        "llama: a folder that plain transformers loads, of Llama or of the architecture of model_config; gguf: one "
+        "file for llama.cpp, with a Modelfile for Ollama; remote-code: a folder of fledge's own architecture with its "
+        "code inside, to train on where fledge is not.",
+        "llama",
+    )
+    gguf_type: Literal["F32", "F16", "Q8_0"] = key(
+        "What `to: gguf` stores matrices as: 4, 2 or 1.0625 bytes a weight; norms and biases are always F32.",
+        "F16",
+    )
 
 
 STAGES: dict[str, type] = {

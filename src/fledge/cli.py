@@ -28,7 +28,7 @@ STAGES = {
     "pairs": "make preference pairs",
     "dpo": "tune it on preference pairs",
     "evaluate": "measure models side by side",
-    "export": "write a plain Llama folder",
+    "export": "write a plain Llama folder, or a GGUF file",
 }
 OTHERS = {
     "run": "every stage of a recipe folder, in order",

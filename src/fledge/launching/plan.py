@@ -129,6 +129,7 @@ def _code_hash(stage: str) -> str:
         "model",
         "training",
     )
+    rooms += ("exporting",) if stage == "export" else ()
     found = [root / "stages" / f"{stage}.py"]
     for room in rooms:
         found += sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]

@@ -26,7 +26,8 @@ def llama_config(config: FledgeConfig) -> LlamaConfig:
     """
     if config.qk_norm:
         raise ValueError(
-            "qk_norm is on and Llama has no such thing; load the model folder itself with fledge installed"
+            "qk_norm is on and Llama has no such thing; load the model folder itself with fledge installed, or export "
+            "it with `to: remote-code`"
         )
     values = config.to_diff_dict()
     for name in ("model_type", "architectures", "auto_map", "transformers_version", *OWN):

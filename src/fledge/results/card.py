@@ -142,18 +142,18 @@ def data(run: Run) -> list[Block]:
                 for its in read_json(manifest)["train"]["sources"]
             ]
             blocks.append(Table(head, rows))
-    if licences := list(_licences(run.results("corpus"))):
-        blocks.append(Table(["Package", "Version", "Licence"], licences))
+    if stated := licences(run.results("corpus")):
+        blocks.append(Table(["Package", "Version", "Licence"], stated))
     return blocks
 
 
-def _licences(value: Any, name: str = "") -> list[list[str]]:
+def licences(value: Any, name: str = "") -> list[list[str]]:
     """(name, version, licence) of every mapping that states one."""
     if not isinstance(value, dict):
         return []
     if isinstance(licence := value.get("license"), str):
         return [[str(value.get("package", name)), str(value.get("version", "")), licence]]
-    return [row for key, its in value.items() for row in _licences(its, key)]
+    return [row for key, its in value.items() for row in licences(its, key)]
 
 
 def _file(name: str) -> str:

@@ -1,18 +1,27 @@
-"""Write a folder that transformers loads by itself, fledge's models as plain Llama, and prove it is the same model.
+"""Write a model for those who use it, and prove it is the same: a folder for transformers or a file for llama.cpp.
 
 fledge export recipes/tang-poems/export.yaml
+fledge export recipes/tang-poems/export.yaml --to gguf --output_dir runs/tang-poems/gguf
 """
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.arguments import ExportArguments
 from fledge.data.checks import preflight, require
 from fledge.data.load import is_adapter, load_model, load_tokenizer
+from fledge.exporting.gguf import About, write_gguf
+from fledge.exporting.modelfile import modelfile
+from fledge.files import read_json, write_text
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.llama import as_llama
 from fledge.recipe import Recipe
+from fledge.results.card import licences
+from fledge.results.gather import gather
 from fledge.results.record import Record
 
 
@@ -22,7 +31,7 @@ not merged at all by far more."""
 
 
 def main(recipe: Recipe) -> None:
-    """Copy the weights, reload them from disk and compare the logits to the bit."""
+    """Write what `to` asks for, read it back from disk and compare: logits of a folder, weights of a GGUF file."""
     keys = recipe.own(ExportArguments)
     record = Record(recipe)
     tokenizer = load_tokenizer(keys.model_name_or_path, "model_name_or_path")
@@ -30,15 +39,54 @@ def main(recipe: Recipe) -> None:
     merged = check_merged(source, keys.model_name_or_path) if is_adapter(keys.model_name_or_path) else {}
     require(preflight(tokenizer, source.config, source.generation_config, chat=False))
 
-    plain = as_llama(source) if isinstance(source.config, FledgeConfig) else source
-    plain.save_pretrained(recipe.output_dir)
-    tokenizer.save_pretrained(recipe.output_dir)
+    own = isinstance(source.config, FledgeConfig)
+    if keys.to == "remote-code" and not own:
+        raise ValueError(
+            f"to: remote-code: {keys.model_name_or_path} is a {type(source).__name__}, whose code is in transformers; "
+            "export it with `to: llama`"
+        )
+    plain = as_llama(source) if own and keys.to != "remote-code" else source
+    if keys.to == "gguf":
+        results = write_file(plain, tokenizer, recipe.output_dir, keys)
+    else:
+        results = write_folder(source, plain, tokenizer, recipe.output_dir)
+    record.finish(**results, **merged)
 
-    exported = AutoModelForCausalLM.from_pretrained(recipe.output_dir, trust_remote_code=False).eval()
+
+def write_folder(
+    source: PreTrainedModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> dict[str, Any]:
+    """Save `model`, and compare the logits of what was saved with the source's to the bit."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    exported = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
     difference = largest_difference(source, exported)
     if difference != 0.0:
-        raise RuntimeError(f"the exported logits differ by {difference}; {recipe.output_dir} is not the same model")
-    record.finish(architecture=type(exported).__name__, max_logit_difference=difference, **merged)
+        raise RuntimeError(f"the exported logits differ by {difference}; {folder} is not the same model")
+    return {"architecture": type(exported).__name__, "max_logit_difference": difference}
+
+
+def write_file(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, keys: ExportArguments
+) -> dict[str, Any]:
+    """Save model.gguf with all its weights compared, and a Modelfile beside it."""
+    told = about(Path(keys.model_name_or_path))
+    found = write_gguf(model, tokenizer, folder / "model.gguf", keys.gguf_type, told)
+    write_text(folder / "Modelfile", modelfile(model, tokenizer, "model.gguf", told))
+    for name, largest in found["max_weight_difference"].items():
+        print(f"model.gguf: {found['tensors'][name]} tensors as {name}, no weight differs by more than {largest:g}")
+    return {"architecture": type(model).__name__, **found}
+
+
+def about(model: Path) -> About:
+    """What the run that made `model` recorded; of a folder that no stage wrote, its name alone."""
+    if not (model / "recipe.json").is_file():
+        return About(model.name)
+    run = gather(model.parent)
+    texts = [f"{package} {version}: {licence}" for package, version, licence in licences(run.results("corpus"))]
+    evaluations = [read_json(stage.folder / "recipe.json") for stage in run.finished if stage.kind == "evaluate"]
+    temperature = evaluations[-1]["temperature"]["value"] if evaluations else None
+    return About(run.name, f"of the text it was trained on: {', '.join(texts)}" if texts else "", temperature)
 
 
 def check_merged(merged: PreTrainedModel, folder: str) -> dict[str, float]:
