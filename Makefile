@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz soak audit smoke-all lint schema bench-prepare clean
+.PHONY: install demo test slow reliability fuzz soak audit interop smoke-all lint schema bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -35,6 +35,10 @@ soak: install  ## 200 random faults, two hours at most; writes docs/soak.md
 audit: install  ## known holes in the pinned versions; asks PyPI, and fails where it cannot
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[audit]"
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+interop: install  ## other programs read the exports: llama.cpp, compiled here in ten minutes or more; transformers serve
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,llamacpp,serve]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m slow tests/e2e/test_llama_cpp.py tests/e2e/test_serve.py
 
 smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what a nightly run calls
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 0 -m "slow or not slow" tests/e2e/test_smoke.py

@@ -12,7 +12,14 @@ import torch
 from conftest import TEMPLATES, TEXTS, recipe
 from gguf import GGUFReader, TokenType
 from tokenizers import Regex, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fledge.exporting.gguf import About, check, compare, tolerance, write_gguf
@@ -63,6 +70,23 @@ def test_f32_holds_every_weight_to_the_bit(
     assert np.array_equal(held["blk.1.ffn_down.weight"], weights["model.layers.1.mlp.down_proj.weight"].numpy())
     assert np.array_equal(held["token_embd.weight"], weights["model.embed_tokens.weight"].numpy())
     assert ("output.weight" in held) == (not keys.get("tie_word_embeddings"))
+
+
+def test_another_reader_finds_the_same_model(
+    make_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """transformers reads GGUF too, by code of its own."""
+    rope = {"rope_type": "default", "rope_theta": 100.0}
+    model = as_llama(make_model(rope_parameters=rope, rms_norm_eps=1e-3)).eval()
+    write_gguf(model, tokenizer, tmp_path / "model.gguf", "F32", ABOUT)
+
+    file = {"gguf_file": "model.gguf", "trust_remote_code": False}
+    other = AutoModelForCausalLM.from_pretrained(tmp_path, **file).eval()
+    ids = torch.arange(40).unsqueeze(0)
+    assert torch.equal(other(ids).logits, model(ids).logits)
+    words = AutoTokenizer.from_pretrained(tmp_path, **file)
+    assert [words(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
+    assert words.chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("type", ["F16", "Q8_0"])

@@ -1,10 +1,12 @@
 """What a stranger does with a model folder: nothing but torch and transformers. Run as a script by test_export.py.
 
-stranger.py FOLDER REQUEST TARGET writes TARGET.json and TARGET.npy.
+stranger.py FOLDER REQUEST TARGET writes TARGET.json and TARGET.npy. With TRUST=yes in the environment it runs the code
+that lies beside the weights.
 """
 
 import importlib.util
 import json
+import os
 import sys
 
 import numpy as np
@@ -17,7 +19,7 @@ SAMPLES = 64
 
 
 def main(folder: str, request: str, target: str) -> None:
-    write = pipeline("text-generation", model=folder)
+    write = pipeline("text-generation", model=folder, trust_remote_code=os.environ.get("TRUST") == "yes")
     model, tokenizer = write.model, write.tokenizer
     messages = [{"role": "user", "content": request}]
     greedy = write(messages, do_sample=False, max_new_tokens=NEW_TOKENS)[0]["generated_text"][-1]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from .hub import hub
 from .stranger import NEW_TOKENS, SAMPLES
-from .workspace import ROOT, Workspace
+from .workspace import ROOT, TINY, Workspace
 
 
 REQUEST = "写一首五言绝句，题为《春江》。"
@@ -87,6 +87,21 @@ def test_a_stranger_loads_it_from_the_hub(bare: Path, seen: dict[str, Any], chai
     assert {name: found[name] for name in ("greedy", "rendered", "special_ids")} == {
         name: seen[name] for name in ("greedy", "rendered", "special_ids")
     }
+
+
+@pytest.mark.slow
+def test_our_own_architecture_runs_where_its_code_is_trusted(
+    bare: Path, ours: dict[str, Any], mine: Workspace, tmp_path: Path
+) -> None:
+    folder = "runs/tiny/remote"
+    mine.fledge("export", f"{TINY}/export.yaml", "--to", "remote-code", "--output_dir", folder)
+    refused = mine.run(str(bare), "-I", str(STRANGER), folder, REQUEST, str(tmp_path / "refused"), code=None)
+    found = look(mine, folder, tmp_path / "trusted", str(bare), "-I", str(STRANGER), TRUST="yes")
+
+    assert refused.code != 0 and "trust_remote_code" in refused.err
+    assert (found["fledge_installed"], found["model"]) == (False, "FledgeForCausalLM")
+    assert np.array_equal(found["logits"], ours["logits"])
+    assert found["greedy"] == ours["greedy"]
 
 
 def test_fledge_chat_answers_from_the_run_and_says_the_same(seen: dict[str, Any], chain: Workspace) -> None:
