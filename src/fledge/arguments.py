@@ -29,6 +29,7 @@ __all__ = [
     "PrepareArguments",
     "PretrainArguments",
     "SftArguments",
+    "TaskEntry",
     "TokenizerArguments",
     "TrainingKeys",
     "key",
@@ -136,22 +137,46 @@ class DpoArguments(TuningKeys):
 
 
 @dataclass(kw_only=True)
+class TaskEntry:
+    """One entry of `tasks:`, a task or group of lm-evaluation-harness."""
+
+    name: str = key("The task's name, as in hellaswag; with include_path, the `task` of one of the folder's files.")
+    num_fewshot: int | None = key("Examples before each question; as the task says if left out.", None, minimum=0)
+    limit: int | None = key("Questions to ask, the first of the task; all of them if left out.", None, minimum=1)
+    include_path: str | None = key(
+        "A folder below the working directory with tasks of your own, plain YAML without !function.", None
+    )
+    path: str | None = key(
+        "With include_path: the rows of the task, a .parquet or .jsonl file below the working directory.", None
+    )
+
+
+@dataclass(kw_only=True)
 class EvaluateArguments:
-    """Keys of evaluate.yaml."""
+    """Keys of evaluate.yaml. What is measured follows from the held-out rows that are named; one kind at least is."""
 
     models: dict[str, str] = key("What to compare: a short name and a model folder for each.")
-    corpus: str = key("The corpus the requests are from: how a base model is asked, and a judge if it has one.")
-    heldout_documents: list[DatasetEntry] = key("Held-out text for bits per character and per byte, by source.")
-    heldout_chats: list[DatasetEntry] = key("Held-out conversations, for bits per character of the answers.")
-    requests: list[DatasetEntry] = key("Held-out requests to answer.")
-    pairs: str = key("Folder with heldout.parquet, for preference accuracy.")
-    reference: str = key("Name in `models` of the model that preference accuracy is measured against.")
     output_dir: str = key("Where the figures and the generated answers go.")
+    corpus: str | None = key(
+        "The corpus that `requests` are from: how a base model is asked, and a judge if it has one.", None
+    )
+    heldout_documents: list[DatasetEntry] = key(
+        "Held-out text for bits per character and per byte, loss and perplexity, by source.", []
+    )
+    heldout_chats: list[DatasetEntry] = key("Held-out conversations, for bits per character of the answers.", [])
+    requests: list[DatasetEntry] = key("Held-out requests to answer; needs `corpus`.", [])
+    pairs: str | None = key("Folder with heldout.parquet, for preference accuracy; needs `reference`.", None)
+    reference: str | None = key("Name in `models` of the model that preference accuracy is measured against.", None)
     train_documents: list[DatasetEntry] = key(
         "Text the models were trained on: a trigram learns from it, and a judge looks for copies in it.", []
     )
     choices: list[DatasetEntry] = key(
         "Held-out multiple choices: files with `prompt`, `choices`, `answer` (an index) and `form` columns.", []
+    )
+    tasks: list[TaskEntry] = key("Tasks of lm-evaluation-harness, asked as plain text.", [])
+    checkpoints: bool = key(
+        "Also measure the likelihood of heldout_documents under every whole checkpoint in the folders of `models`.",
+        False,
     )
     base_models: list[str] = key(
         "Names in `models` that know no chat: they are given the beginning of a document.", []
@@ -159,7 +184,7 @@ class EvaluateArguments:
     temperature: float = key("Sampling temperature.", 0.8, exclusiveMinimum=0)
     max_new_tokens: int = key("Longest answer, in tokens.", 128, minimum=1)
     batch_size: int = key("Answers sampled at once.", 256, minimum=1)
-    seed: int = key("Seed of the sampling.", 0, minimum=0)
+    seed: int = key("Seed of the sampling and of the bootstrap.", 0, minimum=0)
 
 
 @dataclass(kw_only=True)

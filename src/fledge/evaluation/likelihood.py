@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.data.sources import Row
 from fledge.data.tokenise import IGNORED, Document, Tokeniser
+
+from .intervals import Ratio
 
 
 BATCH_TOKENS = 8192
@@ -83,29 +85,56 @@ def windows(document: Document, length: int) -> list[Document]:
     return pieces
 
 
-def code_lengths(
+class Measured(NamedTuple):
+    """What a row's text, or the answers of its conversation, takes; each end counts as one character and one byte."""
+
+    bits: float
+    characters: int
+    utf8_bytes: int
+    tokens: int = 0
+    """Labels, the stop tokens among them; 0 of what has no tokens."""
+
+    @classmethod
+    def of(cls, bits: float, row: dict[str, Any], tokens: int = 0) -> "Measured":
+        """With the characters and bytes of a row."""
+        texts = _measured_texts(row)
+        return cls(bits, sum(len(text) + 1 for text in texts), sum(utf8_bytes(text) + 1 for text in texts), tokens)
+
+
+def measure(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
-) -> list[float]:
+) -> list[Measured]:
     """Bits that each row's text takes, its end included, or the answers of each row's conversation."""
     documents = as_documents(tokenizer, rows)
     found = log_likelihoods(model, documents, tokenizer.pad_token_id, f"{name}: likelihood")
-    return [-nats / math.log(2) for nats in found]
+    return [
+        Measured.of(-nats / math.log(2), row, document.supervised)
+        for nats, row, document in zip(found, rows, documents, strict=True)
+    ]
 
 
-def bits_per(unit: Callable[[str], int], lengths: Sequence[float], rows: Sequence[dict[str, Any]]) -> float:
-    """The bits of `rows` by what they measure, counted by `unit` (len for characters); each end counts as one."""
-    return sum(lengths) / sum(unit(text) + 1 for row in rows for text in _measured(row))
+def bits_per(unit: Literal["characters", "utf8_bytes"], found: Sequence[Measured]) -> Ratio:
+    """Bits by what they measure, row by row."""
+    return Ratio([each.bits for each in found], [getattr(each, unit) for each in found])
 
 
-def text_measures(lengths: dict[str, list[float]], sources: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Bits per character and per byte of all sources together, and per byte of each where there are several."""
-    every_length = [length for found in lengths.values() for length in found]
-    every_row = [row for rows in sources.values() for row in rows]
-    by_source = {name: bits_per(utf8_bytes, lengths[name], rows) for name, rows in sources.items()}
+def text_measures(sources: dict[str, list[Measured]]) -> dict[str, Any]:
+    """Of all sources together bits per character and per byte, and where there are tokens the loss and perplexity.
+
+    The loss is in nats a token; like the perplexity, its exponential, it can be compared with one tokenizer only.
+    Where there are several sources, bits per byte of each.
+    """
+    found = [each for part in sources.values() for each in part]
+    nats, tokens = [each.bits * math.log(2) for each in found], [each.tokens for each in found]
     return {
-        "bits_per_char": bits_per(len, every_length, every_row),
-        "bits_per_byte": bits_per(utf8_bytes, every_length, every_row),
-        **({"bits_per_byte_by_source": by_source} if len(by_source) > 1 else {}),
+        "bits_per_char": bits_per("characters", found),
+        "bits_per_byte": bits_per("utf8_bytes", found),
+        **({"loss": Ratio(nats, tokens), "perplexity": Ratio(nats, tokens, math.exp)} if any(tokens) else {}),
+        **(
+            {"bits_per_byte_by_source": {name: bits_per("utf8_bytes", part).value for name, part in sources.items()}}
+            if len(sources) > 1
+            else {}
+        ),
     }
 
 
@@ -114,7 +143,7 @@ def utf8_bytes(text: str) -> int:
     return len(text.encode())
 
 
-def _measured(row: dict[str, Any]) -> list[str]:
+def _measured_texts(row: dict[str, Any]) -> list[str]:
     if "text" in row:
         return [row["text"]]
     return [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
@@ -145,9 +174,9 @@ def picked(
 ) -> list[int]:
     """The index of the choice that the model finds likeliest per byte, its end included, in each row.
 
-    Normalised by bytes, like acc_norm of the Language Model Evaluation Harness (Gao et al. 2021), so that a short
-    choice has no advantage and tokenizers can be compared. `document_prompt` says how the question begins as plain
-    text, for a base model; None asks in a chat.
+    Normalised by bytes, like acc_bytes of the Language Model Evaluation Harness (Gao et al. 2021; its acc_norm counts
+    characters), so that a short choice has no advantage and tokenizers can be compared. `document_prompt` says how the
+    question begins as plain text, for a base model; None asks in a chat.
     """
     flat = [(row, choice) for row in rows for choice in row["choices"]]
     if document_prompt is None:

@@ -1,143 +1,138 @@
-"""Measure models side by side: likelihood against a trigram, answers to held-out requests, choices, preferences.
+"""Measure models side by side: likelihood against a trigram, answers to requests, choices, preferences, tasks.
 
 fledge evaluate recipes/tang-poems/evaluate.yaml
 """
 
+import functools
 import gc
 import json
+import logging
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from fledge.arguments import DatasetEntry, EvaluateArguments
-from fledge.corpora import load_corpus
-from fledge.data.pairs import read_pairs
-from fledge.data.sources import read_rows
-from fledge.evaluation.generate import Answer, chat_prompt, load, sample
-from fledge.evaluation.likelihood import bits_per, code_lengths, picked, preference_margins, text_measures
-from fledge.evaluation.measures import answer_measures, choice_measures, form_measures, is_perfect, mean
+from fledge.arguments import EvaluateArguments
+from fledge.evaluation.cache import Cache, circumstances, digests
+from fledge.evaluation.generate import load
+from fledge.evaluation.heldout import Heldout, left_out
+from fledge.evaluation.intervals import settled
+from fledge.evaluation.likelihood import Measured, text_measures
+from fledge.evaluation.measures import preference_measures
+from fledge.evaluation.scores import Subject, likelihood, score
+from fledge.evaluation.tasks import Asked, ask, load_tasks
 from fledge.evaluation.trigram import Trigram
-from fledge.files import write_json
-from fledge.machine import choose_bf16
+from fledge.files import write_json, write_text
 from fledge.recipe import Recipe
-from fledge.results.record import Record
+from fledge.results.record import Record, read_metrics
+from fledge.training.checkpoints import fault_of, made_from
 
 
-Rows = list[dict[str, Any]]
+SETTINGS = ("corpus", "temperature", "max_new_tokens", "batch_size", "seed")
+"""Keys that decide what a model answers and how it is counted."""
+
+logger = logging.getLogger(__name__)
 
 
 def main(recipe: Recipe) -> None:
     """Write evaluation.json and every generated answer, samples.jsonl."""
     keys = recipe.own(EvaluateArguments)
-    corpus = load_corpus(keys.corpus)
-    check_keys(keys, corpus)
+    heldout, tasks = Heldout.read(keys), load_tasks(keys.tasks)
     record = Record(recipe)
-    train, chats, requests, choices = map(
-        read_values, (keys.train_documents, keys.heldout_chats, keys.requests, keys.choices)
-    )
-    sources = {entry.name or entry.path: read_values([entry]) for entry in keys.heldout_documents}
-    pairs = list(read_pairs(Path(keys.pairs) / "heldout.parquet"))
-    is_judged = hasattr(corpus, "judge")
-    known_lines = {line for row in train for line in corpus.lines(row["body"])} if is_judged else set()
+    work = Work(keys, heldout, tasks, Cache(recipe.output_dir), circumstances(), heldout.digest())
+    absent = left_out(keys)
+    for key, figures in absent.items():
+        logger.info("left out, for the recipe names no %s: %s", key, figures)
 
     found: dict[str, Any] = {}
-    if train:
-        trigram = Trigram(row["text"] for row in train)
-        lengths = {source: [trigram.bits(row["text"]) for row in rows] for source, rows in sources.items()}
-        found["trigram"] = text_measures(lengths, sources)
-        del trigram
-    margins: dict[str, list[float]] = {}
-    with (recipe.output_dir / "samples.jsonl").open("w", encoding="utf-8") as samples:
-        for name, folder in keys.models.items():
-            model, tokenizer = load(folder, "models")
-            answers = answer(name, model, tokenizer, requests, corpus, keys)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=choose_bf16("auto")):  # as training reads
-                lengths = {source: code_lengths(name, model, tokenizer, rows) for source, rows in sources.items()}
-                found[name] = {
-                    **text_measures(lengths, sources),
-                    "answer_bits_per_char": bits_per(len, code_lengths(name, model, tokenizer, chats), chats),
-                    **answer_measures(answers, corpus.units),
-                }
-                if choices:
-                    prompt = corpus.document_prompt if name in keys.base_models else None
-                    found[name] |= choice_measures(choices, picked(name, model, tokenizer, choices, prompt))
-                margins[name] = preference_margins(name, model, tokenizer, pairs)
-            if is_judged:
-                found[name] |= form_measures(
-                    requests, answers, corpus.judge, corpus.lines, known_lines, corpus.COPIED_LINE_LENGTH
-                )
-            record.log(model=name, **found[name])
-            for request, given in zip(requests, answers, strict=True):
-                samples.write(json.dumps(sample_row(name, request, given, corpus), ensure_ascii=False) + "\n")
-            del model
-            gc.collect()
-    for name in keys.models:
-        if name != keys.reference and name not in keys.base_models:
-            pairs_margins = zip(margins[name], margins[keys.reference], strict=True)
-            found[name]["preference_accuracy"] = mean(policy > reference for policy, reference in pairs_margins)
+    if heldout.train and heldout.sources:
+        found["trigram"] = work.trigram()
+    results = {name: work.model(name, folder) for name, folder in keys.models.items()}
+    for name, own in results.items():
+        found[name] = own["scores"]
+        if keys.reference and name != keys.reference and name not in keys.base_models:
+            measured = settled(preference_measures(own["margins"], results[keys.reference]["margins"]), keys.seed)
+            intervals = found[name].get("intervals", {}) | measured.pop("intervals")
+            found[name] |= {**measured, "intervals": intervals}
+        record.log(model=name, **found[name])
+    if keys.checkpoints:
+        found["checkpoints"] = [point for name, folder in keys.models.items() for point in work.curve(name, folder)]
+    samples = [json.dumps(sample, ensure_ascii=False) + "\n" for own in results.values() for sample in own["samples"]]
+    write_text(recipe.output_dir / "samples.jsonl", "".join(samples))
     write_json(recipe.output_dir / "evaluation.json", found)
-    counts = {
-        "requests": len(requests),
-        "heldout_documents": sum(map(len, sources.values())),
-        "heldout_pairs": len(pairs),
-    }
-    record.finish(**counts, **({"choices": len(choices)} if choices else {}))
+    work.cache.close()
+    record.finish(**heldout.counts(), tasks=len(tasks), left_out=len(absent), from_cache=len(work.cache.taken))
 
 
-def check_keys(keys: EvaluateArguments, corpus: ModuleType) -> None:
-    """Raise ValueError if a key names a model that `models` lacks, or if the judge lacks the text it compares with."""
-    for key, names in (("base_models", keys.base_models), ("reference", [keys.reference])):
-        for name in names:
-            if name not in keys.models:
-                raise ValueError(f"{key}: {name} is none of `models`: {', '.join(keys.models)}")
-    if hasattr(corpus, "judge") and not keys.train_documents:
-        raise ValueError(f"train_documents: {keys.corpus} counts lines copied from them; name the training text")
+@dataclass(frozen=True)
+class Work:
+    """Everything that figures are taken with, each of them once: what the cache has is not taken again."""
 
+    keys: EvaluateArguments
+    heldout: Heldout
+    tasks: list[Asked]
+    cache: Cache
+    shared: dict[str, Any]
+    """What decides every figure."""
+    rows: str
+    """Digest of the held-out rows."""
 
-def read_values(entries: list[DatasetEntry]) -> Rows:
-    """The rows of a recipe's list."""
-    return [row.values for row in read_rows(entries)]
+    def trigram(self) -> dict[str, Any]:
+        """The likelihood of the held-out text under the baseline."""
 
+        def make() -> dict[str, Any]:
+            model = Trigram(row["text"] for row in self.heldout.train)
+            sources = self.heldout.sources
+            found = {name: [Measured.of(model.bits(row["text"]), row) for row in sources[name]] for name in sources}
+            return settled(text_measures(found), self.keys.seed)
 
-def answer(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    requests: Rows,
-    corpus: ModuleType,
-    keys: EvaluateArguments,
-) -> list[Answer]:
-    """What the model makes of every request: as a chat, or of a base model as the beginning of a document."""
-    base = name in keys.base_models
-    if base:
-        prompts = [tokenizer.bos_token + corpus.document_prompt(request) for request in requests]
-    else:
-        prompts = [chat_prompt(tokenizer, request["prompt"]) for request in requests]
-    answers = sample(
-        model,
-        tokenizer,
-        prompts,
-        temperature=keys.temperature,
-        max_new_tokens=keys.max_new_tokens,
-        batch_size=keys.batch_size,
-        seed=keys.seed,
-        label=f"{name}: answers",
-    )
-    return [Answer(corpus.document_answer(given.text), given.stopped) for given in answers] if base else answers
+        return self.cache.get("trigram", {**self.shared, "rows": self.rows, "seed": self.keys.seed}, make)
 
+    def model(self, name: str, folder: str) -> dict[str, Any]:
+        """`scores`, `margins` and `samples` of one model; its tasks are under scores["tasks"]."""
+        loaded = functools.cache(lambda: self.subject(name, folder))  # once, and only where something is to be done
+        key = {
+            **self.shared,
+            "model": digests(folder, "models"),
+            "name": name,
+            "is_base": name in self.keys.base_models,
+        }
+        own: dict[str, Any] = {"scores": {}, "margins": [], "samples": []}
+        if self.heldout.counts():
+            settings = {setting: getattr(self.keys, setting) for setting in SETTINGS}
+            whole = {**key, **settings, "rows": self.rows}
+            own = self.cache.get(name, whole, lambda: score(loaded(), self.heldout, self.keys))
+        for asked in self.tasks:
+            what = f"{name} on {asked.entry.name}"
+            metrics = self.cache.get(what, {**key, "task": asked.key}, lambda asked=asked: ask(loaded(), asked))
+            own["scores"]["tasks"] = {**own["scores"].get("tasks", {}), **metrics}
+        return own
 
-def sample_row(name: str, request: dict[str, Any], given: Answer, corpus: ModuleType) -> dict[str, Any]:
-    """One line of samples.jsonl; `perfect` only where the corpus has a judge."""
-    judged = {"perfect": is_perfect(corpus.judge, request, given)} if hasattr(corpus, "judge") else {}
-    return {
-        "model": name,
-        "form": request["form"],
-        "title": request["title"],
-        "prompt": request["prompt"][-1]["content"],
-        "text": given.text,
-        **judged,
-        "stopped": given.stopped,
-    }
+    def curve(self, name: str, folder: str) -> list[dict[str, Any]]:
+        """The likelihood under each whole checkpoint of a training stage's folder, in the order of its steps.
+
+        `tokens` are those trained on up to there, by what the stage logged; None where it logged none.
+        """
+        steps = [line for line in read_metrics(Path(folder)) if line.get("tokens") and line.get("step")]
+        faults = {path: fault_of(path) for path in Path(folder).glob("checkpoint-*")}
+        for path, fault in faults.items():
+            if fault:
+                logger.warning("%s: %s; it is left out of the curve", path, fault)
+        whole = {made_from(path)["step"]: path for path, fault in faults.items() if not fault}
+        logger.info("%s: %d whole checkpoints in %s", name, len(whole), folder)
+        points = []
+        for step, path in sorted(whole.items()):
+            key = {**self.shared, "model": digests(str(path), "models"), "rows": self.rows, "seed": self.keys.seed}
+            found = self.cache.get(f"{name} at {step}", key, functools.partial(self.likelihood, name, str(path)))
+            tokens = round(step * steps[-1]["tokens"] / steps[-1]["step"]) if steps else None
+            points.append({"model": name, "step": step, "tokens": tokens, **found})
+        return points
+
+    def likelihood(self, name: str, folder: str) -> dict[str, Any]:
+        """How likely the held-out text is under one checkpoint."""
+        return settled(likelihood(self.subject(name, folder), self.heldout.sources), self.keys.seed)
+
+    def subject(self, name: str, folder: str) -> Subject:
+        """The model in a folder, with its tokenizer."""
+        gc.collect()  # the model before is part of reference cycles
+        model, tokenizer = load(folder, "models")
+        return Subject(name, model, tokenizer, name in self.keys.base_models)
