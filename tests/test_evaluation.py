@@ -16,17 +16,27 @@ from fledge.data.made import balanced, on_policy_pairs, wrong_form_pairs
 from fledge.data.pairs import check_pair, read_pairs, write_pairs
 from fledge.evaluation import generate
 from fledge.evaluation.generate import Answer, chat_prompt, sample
+from fledge.evaluation.intervals import settled
 from fledge.evaluation.likelihood import (
+    Measured,
     bits_per,
-    code_lengths,
     log_likelihoods,
+    measure,
     picked,
     preference_margins,
     text_measures,
     utf8_bytes,
     windows,
 )
-from fledge.evaluation.measures import answer_measures, choice_measures, distinct_2, form_measures
+from fledge.evaluation.measures import (
+    answer_measures,
+    choice_measures,
+    distinct,
+    form_measures,
+    is_loop,
+    preference_measures,
+    repeated,
+)
 from fledge.evaluation.trigram import END, START, Trigram
 from fledge.model.modeling_fledge import FledgeForCausalLM
 
@@ -35,11 +45,18 @@ Make = Callable[..., FledgeForCausalLM]
 
 
 def bits_per_character(trigram: Trigram, texts: list[str]) -> float:
-    return bits_per(len, [trigram.bits(text) for text in texts], [{"text": text} for text in texts])
+    return bits_per("characters", [Measured.of(trigram.bits(text), {"text": text}) for text in texts]).value
 
 
 def bits(model: FledgeForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> float:
-    return bits_per(len, code_lengths("m", model, tokenizer, rows), rows)
+    return bits_per("characters", measure("m", model, tokenizer, rows)).value
+
+
+def plain(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures without their intervals."""
+    found = settled(figures, 0)
+    found.pop("intervals", None)
+    return found
 
 
 # --- the trigram
@@ -158,17 +175,18 @@ def test_bits_of_a_uniform_model_follow_from_the_vocabulary(
     model = uniform(make_model())
     rows = [{"text": text} for text in TEXTS]
     tokens = [len(tokenizer(text)["input_ids"]) + 1 for text in TEXTS]
-    found = text_measures({"all": code_lengths("m", model, tokenizer, rows)}, {"all": rows})
+    found = plain(text_measures({"all": measure("m", model, tokenizer, rows)}))
     whole = sum(tokens) * math.log2(320)
     assert found == {
         "bits_per_char": pytest.approx(whole / sum(len(text) + 1 for text in TEXTS), rel=1e-6),
         "bits_per_byte": pytest.approx(whole / sum(len(text.encode()) + 1 for text in TEXTS), rel=1e-6),
+        "loss": pytest.approx(math.log(320), rel=1e-6),
+        "perplexity": pytest.approx(320, rel=1e-5),
     }
 
     # Ideographs take three bytes each, letters one: sources differ, and together they are the whole.
     sources = {"han": [rows[0]], "latin": [rows[3]]}
-    lengths = {name: code_lengths("m", model, tokenizer, part) for name, part in sources.items()}
-    found = text_measures(lengths, sources)
+    found = plain(text_measures({name: measure("m", model, tokenizer, part) for name, part in sources.items()}))
     for name, index in (("han", 0), ("latin", 3)):
         expected = tokens[index] * math.log2(320) / (utf8_bytes(TEXTS[index]) + 1)
         assert found["bits_per_byte_by_source"][name] == pytest.approx(expected, rel=1e-6)
@@ -195,7 +213,7 @@ def test_a_model_that_knows_one_letter_picks_it(make_model: Make, tokenizer: Pre
     for document_prompt in (None, lambda row: row["document"]):
         found = picked("m", model, tokenizer, rows, document_prompt)
         assert found == [1, 0, 1]  # normalised: eight of the likely letter beat one of another
-    assert choice_measures(rows, found) == {
+    assert plain(choice_measures(rows, found)) == {
         "choice_accuracy": pytest.approx(2 / 3),
         "choice_accuracy_by_form": {"a": 1.0, "b": 0.0},
         "choice_chance": pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3),
@@ -242,6 +260,12 @@ def test_preference_margins_have_the_sign_of_the_preference(
     assert preference_margins("m", model, tokenizer, pairs) == pytest.approx(expected, rel=1e-5)
     turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
     assert preference_margins("m", model, tokenizer, turned) == pytest.approx([-x for x in expected], rel=1e-5)
+
+
+def test_preferences_are_counted_from_the_reference_on() -> None:
+    # From -3, 1 and 2 nats to -1, 1 and 5: two of three pairs grew, by 2, 0 and 3.
+    found = plain(preference_measures([-1.0, 1.0, 5.0], [-3.0, 1.0, 2.0]))
+    assert found == {"preference_accuracy": pytest.approx(2 / 3), "preference_margin": pytest.approx(5 / 3)}
 
 
 # --- sampling
@@ -334,22 +358,42 @@ def test_measures_of_literal_answers() -> None:
     requests = [{"form": "b", "want": "xx"}, {"form": "a", "want": "yy"}, {"form": "a", "want": "zz"}, {"form": "a"}]
     answers = [Answer("xx", True), Answer("yy", False), Answer("zz", True), Answer("known\nother", True)]
     judge = {"judge": lambda request, text: 1.0 if text == request.get("want") else 0.5}
-    assert form_measures(
-        requests, answers, **judge, lines=str.splitlines, known_lines={"known", "xx"}, line_length=5
-    ) == {
+    found = form_measures(requests, answers, **judge, lines=str.splitlines, known_lines={"known", "xx"}, line_length=5)
+    assert plain(found) == {
         "form_perfect": 0.5,
         "form_perfect_by_form": {"a": pytest.approx(1 / 3), "b": 1.0},
         "copied_line_rate": 0.5,
         "lines_compared": 2,
     }
-    assert answer_measures(answers, list) == {"stop_rate": 0.75, "distinct_2": 1.0, "answers": 4}
+    found = plain(answer_measures([Answer("xx", True), Answer("abababab", False)], list))
+    assert found == {
+        "stop_rate": 0.5,
+        "mean_length": 5.0,
+        "distinct_1": 0.3,  # x a b of ten characters
+        "distinct_2": pytest.approx(3 / 8),  # xx ab ba of eight pairs
+        "seq_rep_4": pytest.approx(
+            0.3
+        ),  # nothing to repeat in xx; abab and baba among five in the other: (0 + 3/5) / 2
+        "loop_rate": 0.5,
+        "answers": 2,
+    }
 
 
 def test_distinct_2() -> None:
-    assert distinct_2(["abab", "b"]) == pytest.approx(2 / 3)  # ab ba ab; pairs never span two texts
-    assert distinct_2(["ab", "ba"]) == 1.0
-    assert distinct_2(["a", ""]) == 0.0
-    assert distinct_2([["to", "be", "to", "be"]]) == pytest.approx(2 / 3)
+    assert distinct(["abab", "b"], 2) == pytest.approx(2 / 3)  # ab ba ab; pairs never span two texts
+    assert distinct(["ab", "ba"], 2) == 1.0
+    assert distinct(["a", ""], 2) == 0.0
+    assert distinct([["to", "be", "to", "be"]], 2) == pytest.approx(2 / 3)
+    assert distinct(["abab"], 1) == 0.5
+
+
+def test_repetition() -> None:
+    assert repeated("abcdabcd", 4) == pytest.approx(0.2)  # abcd twice among five
+    assert repeated("abcdefgh", 4) == repeated("abc", 4) == repeated("", 4) == 0.0
+    assert is_loop("so so so on and on and on and on")  # the phrase need not be whole at its beginning
+    assert is_loop(3 * ["said", "she"])
+    assert not is_loop("ab ab ab end") and not is_loop("abab") and not is_loop("aaaa") and not is_loop("")
+    assert is_loop("aaaaaa")
 
 
 # --- pairs

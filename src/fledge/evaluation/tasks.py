@@ -90,9 +90,9 @@ def ask(subject: Subject, asked: Asked) -> dict[str, dict[str, Any]]:
     from .reader import Reader
 
     dtype = torch.bfloat16 if choose_bf16("auto") else None
-    reader = Reader(subject.model, tokenizer=subject.tokenizer, batch_size=BATCH_SIZE, mixed_precision_dtype=dtype)
     logger.info("%s: %s", subject.name, asked.entry.name)
     with _no_code():
+        reader = Reader(subject.model, tokenizer=subject.tokenizer, batch_size=BATCH_SIZE, mixed_precision_dtype=dtype)
         try:
             for task in asked.made["tasks"].values():
                 task.set_fewshot_seed(FEWSHOT_SEED)  # anew: every model gets the same examples
