@@ -164,13 +164,14 @@ SYSTEMS = [
 TINYLM = [f"tinylm-{name}" for name in ("nanogpt-30m", "nanogpt-124m", "nanogpt-757m", "mistral-0.4b", "mistral-1b")]
 
 TUNING = "sft sft_lora pairs dpo dpo_lora export export_lora"
+MEASURED = "sft sft_lora pairs dpo dpo_lora evaluate export export_lora"
 
 CHAINS = {
     "transformer-1b-chat": "tokenizer prepare prepare_sft pretrain " + TUNING,
     "lillm": "tokenizer prepare prepare_hard_coded prepare_sft pretrain sft sft_hard_coded export",
     "lillm-300m": "tokenizer prepare pretrain export",
-    "prem-1b": "tokenizer tokenizer_chat prepare prepare_sft pretrain " + TUNING,
-    "tinyllama-1.1b": "tokenizer prepare prepare_sft pretrain " + TUNING,
+    "prem-1b": "tokenizer tokenizer_chat prepare prepare_sft pretrain " + MEASURED,
+    "tinyllama-1.1b": "tokenizer prepare prepare_sft pretrain " + MEASURED,
     **dict.fromkeys(TINYLM, "corpus tokenizer prepare pretrain export"),
 }
 """The stages of a system in the order `fledge run` takes them."""
