@@ -35,7 +35,7 @@ OTHERS = {
     "launch": "a stage or a folder on several machines, by accelerate, Slurm or Ray",
     "plan": "what a recipe costs before it runs: FLOPs, hours, memory per GPU",
     "inspect": "see packed rows, masks and pairs token by token",
-    "report": "one page about a run",
+    "report": "one page about a run, or that compares several",
     "publish": "push a model and its card to the hub",
     "chat": "talk to a model",
 }
@@ -205,12 +205,15 @@ def _inspect(argv: Sequence[str]) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
-    parser = _Parser("fledge report", description="Write one page about a run.", allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    run: Path = parser.parse_args(argv).run
-    from fledge.results.report import write
+    about = "Write one page about a run, or one that compares several."
+    parser = _Parser("fledge report", description=about, allow_abbrev=False)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    where = "where the page goes, .md and .json beside it; report.html or comparison.html in the first RUN if left out"
+    parser.add_argument("--html", type=Path, metavar="PATH", help=where)
+    options = parser.parse_args(argv)
+    from fledge.results.report import compare, write
 
-    print(write(run))
+    print(write(options.runs[0], options.html) if len(options.runs) == 1 else compare(options.runs, options.html))
     return 0
 
 

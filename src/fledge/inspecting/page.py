@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fledge.results.blocks import Facts, Table, Text, Tile, Tiles
 from fledge.results.numbers import percent, plain, short
 from fledge.results.page import block, document, marked
-from fledge.results.story import Facts, Table, Text, Tile, Tiles
 from fledge.results.style import CSS as HOUSE
 
 from .checks import Check

@@ -13,11 +13,14 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from fledge.files import read_json
 
+from .blocks import Block, Code, Section, Table, Text
+from .data import sources
+from .evaluated import results, sample_blocks
 from .gather import Run, Stage, gather
 from .markdown import markdown
-from .numbers import duration, percent, plain, worded
+from .numbers import duration, plain, worded
 from .scores import SCORES
-from .story import Block, Code, Section, Table, Text, best_model, environment, lead, results, sample_blocks
+from .story import best_model, environment, lead
 
 
 USE = """\
@@ -86,7 +89,7 @@ def card(folder: Path, export: Path, repo: str) -> str:
         Section("", [Text(lead(run))]),
         Section("Use", [Text("With transformers alone, and no code out of a repository:"), Code(use)]),
         Section("Details", [Table(["", "Value"], details(run, config))]),
-        Section("Data", data(run)),
+        Section("Data", sources(run)),
         Section("Training", training(run)),
         Section("Results", results(run)),
         Section("Samples", sample_blocks(run)),
@@ -123,42 +126,6 @@ def details(run: Run, config: dict[str, Any]) -> list[list[str]]:
     parameters = parameters or run.results("pretrain").get("parameters")
     rows = [["Parameters", plain(parameters)]] if parameters else []
     return rows + [[label, plain(config[key])] for key, label in DETAILS.items() if key in config]
-
-
-def data(run: Run) -> list[Block]:
-    """Every prepared mixture, source by source, and the licences that corpora state."""
-    blocks: list[Block] = []
-    for stage in run.stages:
-        manifest = stage.folder / "manifest.json"
-        if stage.kind == "prepare" and manifest.is_file():
-            head = [stage.name, "documents", "tokens", "read", "share", "times"]
-            rows = [
-                [
-                    _file(its["name"]),
-                    *map(plain, (its["documents"], its["tokens"], its["tokens_read"])),
-                    percent(its["share"]),
-                    plain(its["epochs"]),
-                ]
-                for its in read_json(manifest)["train"]["sources"]
-            ]
-            blocks.append(Table(head, rows))
-    if stated := licences(run.results("corpus")):
-        blocks.append(Table(["Package", "Version", "Licence"], stated))
-    return blocks
-
-
-def licences(value: Any, name: str = "") -> list[list[str]]:
-    """(name, version, licence) of every mapping that states one."""
-    if not isinstance(value, dict):
-        return []
-    if isinstance(licence := value.get("license"), str):
-        return [[str(value.get("package", name)), str(value.get("version", "")), licence]]
-    return [row for key, its in value.items() for row in licences(its, key)]
-
-
-def _file(name: str) -> str:
-    """A source without the folders of the machine it lay on."""
-    return "/".join(Path(name).parts[-2:])
 
 
 def training(run: Run) -> list[Block]:

@@ -1,6 +1,7 @@
 """A run folder read back: its stages, what the chain and the evaluation left, and the figures of report.json."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 
 from fledge.arguments import LIBRARY, STAGES
 from fledge.files import read_json
-from fledge.results.record import SUMMARY, read_metrics
+from fledge.results.record import EVENTS, SUMMARY, read_lines, read_metrics
 
 
 SAMPLES_PER_FORM = 3
@@ -52,20 +53,48 @@ class Stage:
         """Versions of what the stage ran with."""
         return _json(self.folder / "versions.json")
 
-    def points(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) of one of the stage's metrics, in the order of the steps."""
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """What the stage was told: its recipe's keys, the defaults of the libraries too."""
+        return {key: its["value"] for key, its in _json(self.folder / "recipe.json").items()}
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What a prepare stage says of its rows; empty of other stages."""
+        return _json(self.folder / "manifest.json")
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """What befell the stage; empty if nothing was recorded."""
+        return list(read_lines(self.folder / EVENTS))
+
+    def points(self, key: str, over: str = "step") -> list[tuple[float, float]]:
+        """(step, value) of one of the stage's metrics, in the order of the steps.
+
+        Args:
+            over: the metric to give in the place of the step: "seconds", "tokens".
+        """
         points: list[tuple[float, float]] = []
+        steps: list[float] = []
         for line in self._metrics:
-            if line.get(key) is not None and "step" in line:
+            if line.get(key) is not None and "step" in line and over in line:
                 # A resumed run repeats the steps after its checkpoint; what it repeats, it replaces.
-                while points and points[-1][0] >= line["step"]:
+                while steps and steps[-1] >= line["step"]:
+                    steps.pop()
                     points.pop()
-                points.append((line["step"], line[key]))
+                steps.append(line["step"])
+                points.append((line[over], line[key]))
         return points
 
     @cached_property
     def _metrics(self) -> list[dict[str, Any]]:
-        return list(read_metrics(self.folder))
+        lines, before, last = [], 0.0, 0.0
+        for line in read_metrics(self.folder):
+            seconds = line.get("seconds", last)
+            before += last if seconds < last else 0.0  # records older than events.jsonl
+            last = seconds
+            lines.append({**line, "seconds": before + seconds})
+        return lines
 
 
 @dataclass(frozen=True)
@@ -145,15 +174,18 @@ def figures(run: Run) -> dict[str, Any]:
     }
 
 
-def first_samples(samples: Iterable[dict[str, Any]], model: str) -> dict[str, list[dict[str, Any]]]:
-    """The first answers of a model to each form, in the order of the file: nobody chose them."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def first_samples(samples: Iterable[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:
+    """By form, the first prompts in the order of the file, each with the answers of all models: nobody chose them."""
+    prompts: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    asked: Counter[tuple[str, str, str]] = Counter()
     for sample in samples:
-        if sample["model"] == model:
-            group = groups.setdefault(sample["form"], [])
-            if len(group) < SAMPLES_PER_FORM:
-                group.append(sample)
-    return groups
+        form, prompt = sample["form"], sample.get("prompt", sample["title"])
+        asked[sample["model"], form, prompt] += 1  # the same prompt may come several times
+        prompts.setdefault((form, prompt, asked[sample["model"], form, prompt]), []).append(sample)
+    groups: dict[str, list[list[dict[str, Any]]]] = {}
+    for (form, _, _), answers in prompts.items():
+        groups.setdefault(form, []).append(answers)
+    return {form: group[:SAMPLES_PER_FORM] for form, group in groups.items()}
 
 
 def _is_stage(path: Path) -> bool:

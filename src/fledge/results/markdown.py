@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
+from fledge.results.blocks import Bars, Block, Charts, Code, Facts, Samples, Section, Table, Text, Tiles, marks_of
 from fledge.results.charts import Chart
 from fledge.results.numbers import plain, short
-from fledge.results.story import Bars, Block, Charts, Code, Facts, Samples, Section, Table, Text, Tiles, marks_of
 
 
 def markdown(title: str, sections: list[Section]) -> str:
@@ -29,13 +29,13 @@ def _block(block: Block) -> str:
         case Bars(title, rows):
             return _table([title, ""], [[label, text] for label, _, text in rows])
         case Charts(title, charts):
-            return f"### {_inline(title)}\n\n" + _curves(charts)
+            return (f"### {_inline(title)}\n\n" if title else "") + _curves(charts)
         case Facts(groups):
             return "\n\n".join(
                 f"### {_inline(title)}\n\n" + "\n".join(_facts(values)) for title, values in groups.items()
             )
         case Samples(groups):
-            return "\n\n".join(_sample(form, sample) for form, group in groups.items() for sample in group)
+            return "\n\n".join(_answers(form, answers) for form, group in groups.items() for answers in group)
         case Code(text):
             return _fenced(text)
 
@@ -49,13 +49,17 @@ def _curves(charts: list[Chart]) -> str:
                 label = ", ".join(filter(None, (chart.title, name, chart.unit)))
                 lowest = min(value for _, value in points)
                 rows.append([label, *map(short, (points[0][1], points[-1][1], lowest))])
-    return _table(["Curve", "first", "last", "lowest"], rows) if rows else "Nothing logged yet."
+    return _table(["Curve", "first", "last", "lowest"], rows)
 
 
-def _sample(form: str, sample: dict[str, Any]) -> str:
-    marks = "".join(f", {mark}" for mark in marks_of(sample))
-    head = sample["title"] if "perfect" in sample else sample["prompt"]
-    return f"**{_inline(head)}** ({_inline(form)}{marks})\n\n{_fenced(sample['text'])}"
+def _answers(form: str, samples: list[dict[str, Any]]) -> str:
+    """What every model made of one prompt."""
+    prompt = samples[0].get("prompt", samples[0]["title"])
+    parts = [f"**{_inline(prompt)}** ({_inline(form)})"]
+    for sample in samples:
+        marks = "".join(f", {mark}" for mark in marks_of(sample))
+        parts.append(f"{_inline(sample['model'])}{marks}:\n\n{_fenced(sample['text'])}")
+    return "\n\n".join(parts)
 
 
 def _facts(values: dict[str, Any], depth: int = 0) -> list[str]:

@@ -4,9 +4,9 @@ import re
 from html import escape
 from typing import Any
 
+from fledge.results.blocks import Bars, Block, Charts, Code, Facts, Samples, Section, Table, Text, Tiles, marks_of
 from fledge.results.charts import Chart, line_chart
 from fledge.results.numbers import plain, short
-from fledge.results.story import Bars, Block, Charts, Code, Facts, Samples, Section, Table, Text, Tiles, marks_of
 from fledge.results.style import CSS
 
 
@@ -59,11 +59,17 @@ def block(block: Block) -> str:
         case Bars(title, rows):
             return _bars(title, rows)
         case Charts(title, charts):
-            drawn = "".join(map(_figure, charts)) or "<p>Nothing logged yet.</p>"
-            return f'<h3>{marked(title)}</h3>\n<div class="charts">{drawn}</div>'
-        case Facts(groups):
+            head = f"<h3>{marked(title)}</h3>\n" if title else ""
+            return f'{head}<div class="charts">{"".join(map(_figure, charts))}</div>'
+        case Facts(groups, is_folded):
             cards = (f"<div><h3>{marked(title)}</h3>{_facts(values)}</div>" for title, values in groups.items())
-            return f'<div class="facts">{"".join(cards)}</div>'
+            shown = f'<div class="facts">{"".join(cards)}</div>'
+            names = ", ".join(groups)
+            return (
+                f"<details><summary>Everything recorded of {marked(names)}</summary>{shown}</details>"
+                if is_folded
+                else shown
+            )
         case Samples(groups):
             return "\n".join(_group(form, samples) for form, samples in groups.items())
         case Code(text):
@@ -90,15 +96,17 @@ def _bars(title: str, rows: list[tuple[str, float, str]]) -> str:
 
 
 def _figure(chart: Chart) -> str:
-    last = ((index, name, points[-1][1]) for index, (name, points) in enumerate(chart.finite.items()) if points)
+    last = ((chart.tone(name), name, points[-1][1]) for name, points in chart.finite.items() if points)
     legend = "".join(
-        f'<span class="s{index}">{marked(name)} <b>{short(value)}</b></span>' for index, name, value in last
+        f'<span class="s{tone}">{marked(name)} <b>{short(value)}</b></span>' for tone, name, value in last
     )
-    lost = f"<small>{chart.not_drawn} values are not finite and not drawn</small>" if chart.not_drawn else ""
+    why = "not finite, or not above 0 on a logarithmic axis" if chart.is_log else "not finite"
+    lost = f"<small>{chart.not_drawn} values are {why} and not drawn</small>" if chart.not_drawn else ""
     caption = (
         f"<figcaption><span>{marked(chart.title)} <small>{marked(chart.unit)}</small></span>{legend}</figcaption>"
     )
-    return f"<figure>{caption}{line_chart(chart)}{lost}</figure>"
+    kind = ' class="broad"' if chart.is_wide else ""
+    return f"<figure{kind}>{caption}<div>{line_chart(chart)}</div>{lost}</figure>"
 
 
 def _facts(values: dict[str, Any]) -> str:
@@ -114,23 +122,24 @@ def _facts(values: dict[str, Any]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _group(form: str, samples: list[dict[str, Any]]) -> str:
-    cards = "".join(map(_sample, samples))
-    return f'<h3 class="form">{marked(form)}</h3>\n<div class="samples">{cards}</div>'
+def _group(form: str, prompts: list[list[dict[str, Any]]]) -> str:
+    rows = "\n".join(map(_answers, prompts))
+    return f'<h3 class="form">{marked(form)}</h3>\n{rows}'
+
+
+def _answers(samples: list[dict[str, Any]]) -> str:
+    """What every model made of one prompt."""
+    prompt = samples[0].get("prompt", samples[0]["title"])
+    return f'<h4>{marked(prompt)}</h4>\n<div class="samples">{"".join(map(_sample, samples))}</div>'
 
 
 def _sample(sample: dict[str, Any]) -> str:
     marks = "".join(f"<small>{mark}</small>" for mark in marks_of(sample))
+    head = f"<h5>{marked(sample['model'])}</h5>{marks}"
     if "perfect" not in sample:
-        return (
-            f'<article class="prose"><h4>{marked(sample["prompt"])}</h4>{marks}'
-            f'<p class="answer">{marked(sample["text"])}</p></article>'
-        )
+        return f'<article class="prose">{head}<p class="answer">{marked(sample["text"])}</p></article>'
     perfect = "" if sample["perfect"] else ' class="imperfect"'
-    return (
-        f'<article{perfect}><h4 lang="zh-Hans">{escape(sample["title"])}</h4>{marks}'
-        f'<p class="poem" lang="zh-Hans">{escape(sample["text"])}</p></article>'
-    )
+    return f'<article{perfect}>{head}<p class="poem" lang="zh-Hans">{escape(sample["text"])}</p></article>'
 
 
 def marked(text: str) -> str:

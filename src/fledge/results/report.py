@@ -1,11 +1,16 @@
-"""`fledge report RUN`: one page about a run, for eyes (report.html), for text (report.md) and for programs."""
+"""`fledge report RUN...`: one page about a run, or several, for eyes (HTML), as text (Markdown), for programs."""
 
 from pathlib import Path
+from typing import Any
 
-from fledge.files import write_json
+from fledge.files import write_json, write_text
+from fledge.results.blocks import Section
+from fledge.results.compare import compared, comparison
+from fledge.results.faults import faults
 from fledge.results.gather import figures, gather
 from fledge.results.markdown import markdown
 from fledge.results.page import page
+from fledge.results.planned import planned
 from fledge.results.story import story, tiles
 
 
@@ -16,15 +21,41 @@ def headlines(run: Path) -> list[str]:
     ]
 
 
-def write(run: Path) -> Path:
-    """Write report.html, report.md and report.json into a run folder and return the path of the first.
+def write(run: Path, html: Path | None = None) -> Path:
+    """Write the report of a run, HTML with Markdown and JSON beside it, and return the path of the first.
 
-    Stages that are missing or unfinished are named in the report. Raises ValueError if there is no stage at all.
+    Stages that are missing or unfinished are named in the report.
+
+    Args:
+        html: where the page goes; RUN/report.html if None.
+
+    Raises:
+        ValueError: there is no stage at all.
     """
-    gathered = gather(run)
-    sections = story(gathered)
-    write_json(run / "report.json", figures(gathered))
-    (run / "report.md").write_text(markdown(gathered.name, sections), encoding="utf-8")
-    html = run / "report.html"
-    html.write_text(page(gathered.name, sections), encoding="utf-8")
+    its = gather(run)
+    values = {**figures(its), "plan": planned(its), "faults": faults(its)}
+    return _write(html or run / "report.html", its.name, story(its), values)
+
+
+def compare(runs: list[Path], html: Path | None = None) -> Path:
+    """Write one page about several runs, as `write` does about one.
+
+    Args:
+        html: where the page goes; comparison.html in the folder of the first run if None.
+
+    Raises:
+        ValueError: a run has no stage at all.
+    """
+    its = [gather(run) for run in runs]
+    title = " / ".join(dict.fromkeys(run.name for run in its))
+    return _write(html or runs[0] / "comparison.html", title, comparison(its), compared(its))
+
+
+def _write(html: Path, title: str, sections: list[Section], values: dict[str, Any]) -> Path:
+    if html.suffix != ".html":
+        raise ValueError(f"--html {html}: the page ends with .html; .md and .json come beside it")
+    html.parent.mkdir(parents=True, exist_ok=True)
+    write_text(html, page(title, sections))
+    write_text(html.with_suffix(".md"), markdown(title, sections))
+    write_json(html.with_suffix(".json"), values)
     return html

@@ -1,93 +1,17 @@
 """What the report says, as sections of blocks; page.py and markdown.py only say how it looks."""
 
-import math
-from dataclasses import dataclass
+import shlex
 from typing import Any
 
-from fledge.results.charts import Chart
-from fledge.results.gather import SAMPLES_PER_FORM, Run, Stage, first_samples
-from fledge.results.numbers import ABSENT, duration, fixed, percent, plain, short, worded
-from fledge.results.scores import PARTS, SCORES
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; `is_warning` if the reader must not miss it."""
-
-    text: str
-    is_warning: bool = False
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline figure."""
-
-    value: str
-    label: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Headline figures side by side."""
-
-    tiles: list[Tile]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a head; the first column names the rows."""
-
-    head: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Bars:
-    """(label, length, what to write beside it)."""
-
-    title: str
-    rows: list[tuple[str, float, str]]
-
-
-@dataclass(frozen=True)
-class Charts:
-    """The curves of one stage."""
-
-    title: str
-    charts: list[Chart]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Nested keys and values under a title each, such as what every stage left."""
-
-    groups: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Answers by form."""
-
-    groups: dict[str, list[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Something to type."""
-
-    text: str
-
-
-Block = Text | Tiles | Table | Bars | Charts | Facts | Samples | Code
-
-
-@dataclass(frozen=True)
-class Section:
-    """A title and what stands under it."""
-
-    title: str
-    blocks: list[Block]
+from fledge.files import digest
+from fledge.results.blocks import Block, Code, Section, Text, Tile, Tiles, facts
+from fledge.results.curves import curves, preferences
+from fledge.results.data import digests, sources
+from fledge.results.evaluated import results, sample_blocks
+from fledge.results.faults import met
+from fledge.results.gather import Run
+from fledge.results.numbers import ABSENT, fixed, percent, plain, worded
+from fledge.results.planned import plan_blocks
 
 
 DATA = ("corpus", "tokenizer", "prepare", "pairs")
@@ -97,14 +21,16 @@ def story(run: Run) -> list[Section]:
     """The sections of the report; those the run has nothing for are left out, and the first one says so."""
     sections = [
         Section("", [Text(lead(run)), *_warnings(run), tiles(run)]),
-        Section("Results", results(run)),
+        Section("Plan and measurement", plan_blocks(run)),
+        Section("Data", [*sources(run), *facts(_of(run, is_data=True), is_folded=True)]),
+        Section("Curves", curves(run)),
+        Section("Evaluation", results(run)),
+        Section("Preferences", preferences(run)),
         Section("Samples", sample_blocks(run)),
-        Section("Curves", [_charts(stage) for stage in run.training]),
-        Section("Time and throughput", _times(run)),
-        Section("Data", _data(run)),
-        Section("Other figures", _facts({s.name: s.results for s in run.finished if s.kind not in DATA})),
+        Section("What was met", met(run)),
+        Section("Other figures", facts(_of(run, is_data=False), is_folded=True)),
         Section("Environment", environment(run)),
-        Section("Reproduce", [Code(run.chain["command"])] if "command" in run.chain else []),
+        Section("Reproduce", reproduce(run)),
     ]
     return [section for section in sections if section.blocks]
 
@@ -112,12 +38,6 @@ def story(run: Run) -> list[Section]:
 def best_model(run: Run) -> str | None:
     """The model at the end of the chain: dpo, or the last that was evaluated."""
     return "dpo" if "dpo" in run.models else next(reversed(run.models), None)
-
-
-def marks_of(sample: dict[str, Any]) -> list[str]:
-    """What is wrong with a sample."""
-    wrong = {"not perfect": not sample.get("perfect", True), "did not stop": not sample["stopped"]}
-    return [mark for mark, applies in wrong.items() if applies]
 
 
 def lead(run: Run) -> str:
@@ -197,87 +117,9 @@ def _likelihood(run: Run) -> Tile:
     )
 
 
-def results(run: Run) -> list[Block]:
-    models = run.models
-    if not models:
-        return []
-    found = {key for scores in models.values() for key, value in scores.items() if not isinstance(value, dict)}
-    keys = [key for key in SCORES if key in found] + sorted(found.difference(SCORES))
-    rows = []
-    for key in keys:
-        name, _, written = SCORES.get(key, (key, "", plain))
-        rows.append([name, *(written(scores.get(key)) for scores in models.values())])
-    blocks: list[Block] = [Table(["", *models], rows)]
-    for key, (title, written) in PARTS.items():
-        found_parts = {name: scores[key] for name, scores in models.items() if key in scores}
-        parts = dict.fromkeys(part for values in found_parts.values() for part in values)
-        if parts:
-            values = [[part, *(written(own.get(part)) for own in found_parts.values())] for part in parts]
-            blocks.append(Table([title, *found_parts], values))
-    meanings = {SCORES[key][0]: SCORES[key][1] for key in keys if key in SCORES}
-    return blocks + _facts({"What the scores mean": meanings})
-
-
-def sample_blocks(run: Run) -> list[Block]:
-    in_file = dict.fromkeys(sample["model"] for sample in run.samples)
-    model = "dpo" if "dpo" in in_file else next(reversed(in_file), None)
-    groups = first_samples(run.samples, model) if model else {}
-    if not groups:
-        return []
-    count = sum(map(len, groups.values()))
-    said = f"The first {SAMPLES_PER_FORM} answers of {model} to each form, {count} in all, in the order of the file: "
-    is_judged = any("perfect" in sample for group in groups.values() for sample in group)
-    marked = "Those that miss the form are marked." if is_judged else "Those that did not stop are marked."
-    return [Text(f"{said}not chosen and not edited. {marked}"), Samples(groups)]
-
-
-def _charts(stage: Stage) -> Charts:
-    charts = [
-        Chart("loss", "nats", {"train": stage.points("loss"), "held out": stage.points("eval_loss")}),
-        Chart("learning rate", "", {"": stage.points("learning_rate")}, (0,)),
-        Chart("throughput", "tokens per second", {"": stage.points("tokens_per_second")}, (0,)),
-        Chart("reward accuracy", "share of pairs", {"": stage.points("rewards/accuracies")}, (0, 1)),
-        Chart("reward margin", "chosen − rejected", {"": stage.points("rewards/margins")}, (0,)),
-    ]
-    step0 = stage.results.get("step0_loss")
-    title = stage.name if step0 is None else f"{stage.name} (loss at step 0: {step0:.4f}; ln 2 is {math.log(2):.4f})"
-    return Charts(title, [chart for chart in charts if any(chart.finite.values())])
-
-
-def _times(run: Run) -> list[Block]:
-    throughput = [(s.name, s.results["tokens_per_second"]) for s in run.finished if s.results.get("tokens_per_second")]
-    rows = [
-        (s.name, s.summary["seconds"], f"{duration(s.summary['seconds'])}, {s.summary['peak_memory_gb']:.2f} GB")
-        for s in run.finished
-    ]
-    blocks: list[Block] = [Bars("Seconds and peak memory", rows)] if rows else []
-    if throughput:
-        blocks.append(Bars("Tokens per second", [(name, rate, short(rate)) for name, rate in throughput]))
-    return blocks
-
-
-def _data(run: Run) -> list[Block]:
-    stages = {stage.name: stage.results for stage in run.finished if stage.kind in DATA}
-    dropped = _dropped(stages)
-    blocks: list[Block] = [Table(["Dropped", "Count"], dropped)] if dropped else []
-    return blocks + _facts(stages)
-
-
-def _dropped(values: dict[str, Any], path: str = "") -> list[list[str]]:
-    """(where and why, how many) of every count whose path says "dropped"."""
-    rows = []
-    for key, value in values.items():
-        whole = f"{path}: {key}" if path else key
-        if isinstance(value, dict):
-            rows += _dropped(value, whole)
-        elif "dropped" in whole:
-            rows.append([whole.replace(": dropped", ""), plain(value)])
-    return rows
-
-
-def _facts(groups: dict[str, dict[str, Any]]) -> list[Block]:
-    filled = {title: values for title, values in groups.items() if values}
-    return [Facts(filled)] if filled else []
+def _of(run: Run, is_data: bool) -> dict[str, dict[str, Any]]:
+    """What the stages of data, or the others, say that they achieved."""
+    return {stage.name: stage.results for stage in run.finished if (stage.kind in DATA) == is_data}
 
 
 def environment(run: Run) -> list[Block]:
@@ -288,4 +130,20 @@ def environment(run: Run) -> list[Block]:
             found.setdefault(library, {})[version] = None
     # More than one version means that the stages did not all run in the same environment.
     versions = {library: " and ".join(versions) for library, versions in found.items()}
-    return _facts({"Machine": about, "Versions": versions})
+    return facts({"Machine": about, "Versions": versions})
+
+
+def reproduce(run: Run) -> list[Block]:
+    """The versions to install, the command, and digests to compare recipes and data by."""
+    found = {library: version for stage in run.stages for library, version in stage.versions.items()}
+    python, own = found.pop("python", None), found.pop("fledge", None)
+    lines = []
+    if found:
+        # What follows a plus names a build (torch 2.13.0+cpu), which an index need not have.
+        wanted = [f"{library}=={version.partition('+')[0]}" for library, version in found.items()]
+        lines = [f"# Python {python or ABSENT}, fledge {own or ABSENT}", shlex.join(["pip", "install", *wanted])]
+    lines += [run.chain["command"]] if "command" in run.chain else []
+    told = {f"{stage.name}/recipe.json": stage.folder / "recipe.json" for stage in run.stages}
+    recipes = {name: digest(path) for name, path in told.items() if path.is_file()}
+    blocks: list[Block] = [Code("\n".join(lines))] if lines else []
+    return blocks + facts({"the recipes, SHA-256": recipes, "the data, SHA-256": digests(run)}, True)

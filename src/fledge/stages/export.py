@@ -20,7 +20,7 @@ from fledge.files import read_json, write_text
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.llama import as_llama
 from fledge.recipe import Recipe
-from fledge.results.card import licences
+from fledge.results.data import licences
 from fledge.results.gather import gather
 from fledge.results.record import Record
 
