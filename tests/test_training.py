@@ -1,8 +1,14 @@
 """Training: the loss is the documents' own, accumulating and resuming change nothing, and theory's numbers hold."""
 
+import json
 import math
+import os
+import re
 import shutil
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ import trl.kernels
 import trl.trainer.utils
 from conftest import CONVERSATIONS, TEXTS, TINY, packed_rows, places, recipe, write_lines
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import SFTConfig
@@ -22,10 +29,10 @@ from fledge.data.pairs import write_pairs
 from fledge.data.prepared import load_prepared
 from fledge.files import read_json
 from fledge.model.modeling_fledge import FledgeForCausalLM
-from fledge.results.record import Record, read_metrics
+from fledge.results.record import EVENTS, Record, read_lines, read_metrics
 from fledge.stages import dpo, prepare, pretrain, sft
 from fledge.training import cpu_head
-from fledge.training.arguments import accumulation
+from fledge.training.arguments import accumulation, set_up_trackers
 from fledge.training.checkpoints import newest_checkpoint
 from fledge.training.trainer import Pretrainer
 
@@ -311,6 +318,11 @@ def test_a_spike_is_left_out_before_and_after_a_resumption(
 ) -> None:
     folder = spiking(loss_spike="skip")
     assert "its update is left out" in caplog.text
+    began, spike = read_lines(folder / EVENTS)
+    (line,) = (line for line in read_metrics(folder) if line["step"] == 36 and "loss" in line)
+    assert (began["event"], began["step"]) == ("began", 0)
+    assert (spike["event"], spike["step"], spike["left_out"]) == ("loss spike", 36, True)
+    assert spike["loss"] == pytest.approx(line["loss"])
     assert_equal_weights(step(folder, 35), step(folder, 36), 0.0)
     with pytest.raises(AssertionError):
         assert_equal_weights(step(folder, 36), step(folder, 37), 0.0)
@@ -407,3 +419,65 @@ def test_only_finish_writes_the_summary(tmp_path: Path) -> None:
     silent = recipe(tmp_path, "export", model_name_or_path="m", output_dir=tmp_path / "other")
     Record(silent, is_main=False).finish()
     assert not (tmp_path / "other").exists()
+
+
+# --- trackers
+
+SAID = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "tokens")
+
+
+def test_tensorboard_gets_what_the_metrics_say(run_stage: Callable[..., Path]) -> None:
+    folder = run_stage("pretrain", 2, 2, **PRETRAIN | {"report_to": "tensorboard"})
+    (events,) = folder.rglob("events.out.tfevents.*")
+    told = EventAccumulator(str(events.parent)).Reload()
+    lines = list(read_metrics(folder))
+    for key, tag in [*((key, f"train/{key}") for key in SAID), ("eval_loss", "eval/loss")]:
+        wanted = [(line["step"], line[key]) for line in lines if key in line]
+        found = [(point.step, point.value) for point in told.Scalars(tag)]
+        assert wanted and found == [(step, pytest.approx(value, rel=1e-6)) for step, value in wanted], key
+
+
+@pytest.mark.slow  # it starts a process of its own
+def test_trackio_gets_what_the_metrics_say(
+    run_stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    pytest.importorskip("trackio")
+    folder = run_stage("pretrain", 2, 2, **PRETRAIN | {"report_to": ["trackio"]})
+    (database,) = tmp_path.glob(f"{folder.parent.name}*.db")  # the project is the run's folder
+    with closing(sqlite3.connect(database)) as opened:
+        rows = opened.execute("select run_name, metrics from metrics order by id").fetchall()
+    told = [json.loads(metrics) for _, metrics in rows]
+    assert {name for name, _ in rows} == {"pretrain"}
+    for key in SAID:
+        wanted = [line[key] for line in read_metrics(folder) if key in line]
+        assert wanted == [pytest.approx(its[f"train/{key}"]) for its in told if f"train/{key}" in its], key
+
+
+@pytest.mark.slow  # it starts a process of its own
+def test_wandb_stays_on_this_machine(run_stage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    for key in ("MODE", "DIR", "PROJECT", "ERROR_REPORTING"):  # set_up_trackers sets what is not set
+        monkeypatch.setenv(f"WANDB_{key}", "")
+        monkeypatch.delenv(f"WANDB_{key}")
+    folder = run_stage("pretrain", 2, 2, **PRETRAIN | {"report_to": ["wandb"]})
+    assert (os.environ["WANDB_MODE"], os.environ["WANDB_ERROR_REPORTING"]) == ("offline", "false")
+    wandb.finish()
+    (written,) = folder.parent.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60
+    while b"train/loss" not in written.read_bytes():  # a process of its own writes it
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("report_to", "message"),
+    [
+        ("comet_ml", "report_to: comet_ml is not installed; run: pip install 'fledge-lm"),
+        (["tensorboard", "tensorbord"], "report_to: tensorbord is no tracker; they are "),
+        ("all", "report_to: all is whatever happens to be installed; name the trackers"),
+    ],
+)
+def test_trackers_that_cannot_be_told(tmp_path: Path, report_to: str | list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        set_up_trackers(recipe(tmp_path, "export", model_name_or_path="m"), {"report_to": report_to})

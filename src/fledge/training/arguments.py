@@ -1,10 +1,12 @@
 """Recipe -> the Hugging Face dataclass of a training stage, with what the machine and the layout decide filled in."""
 
+import os
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from fledge.layouts import FAMILIES, launched_engine
 from fledge.machine import choose_bf16, on_cpu, world_size
@@ -40,7 +42,7 @@ def library_arguments(
     """
     refuse_muon(recipe)
     values = {**DEFAULTS, **recipe.library()}
-    check_trackers(values["report_to"])
+    set_up_trackers(recipe, values)
     check_hub(recipe, values)
     torch_compile = values.pop("torch_compile", "auto")
     bf16 = choose_bf16(values["bf16"])
@@ -63,13 +65,31 @@ def refuse_muon(recipe: Recipe) -> None:
         )
 
 
-def check_trackers(report_to: str | list[str]) -> None:
-    """Raise ValueError for a tracker that is not installed, with the command that installs it."""
-    for tracker in [report_to] if isinstance(report_to, str) else report_to:
-        if tracker not in ("none", "all") and find_spec(tracker) is None:
-            raise ValueError(
-                f"report_to: {tracker} is not installed; run: pip install 'fledge-lm[track]', or {tracker}"
-            )
+def set_up_trackers(recipe: Recipe, values: dict[str, Any]) -> None:
+    """Name the project and the run of `report_to` after the run's folder and the recipe; keep W&B on this machine.
+
+    Whoever wants W&B to send what it is told says so: WANDB_MODE=online.
+
+    Raises:
+        ValueError: a tracker that nobody knows, that is not installed, or all of them at once.
+    """
+    stated = values["report_to"]
+    trackers = [name for name in ([stated] if isinstance(stated, str) else stated) if name != "none"]
+    for name in trackers:
+        if name == "all":
+            raise ValueError("report_to: all is whatever happens to be installed; name the trackers")
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"report_to: {name} is no tracker; they are {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if find_spec(name) is None:
+            raise ValueError(f"report_to: {name} is not installed; run: pip install 'fledge-lm[track]', or {name}")
+    home = recipe.output_dir.absolute().parent
+    if trackers:
+        values.setdefault("project", home.name)
+        values.setdefault("run_name", recipe.name)
+    if "wandb" in trackers:
+        own = {"MODE": "offline", "ERROR_REPORTING": "false", "DIR": str(home), "PROJECT": values["project"]}
+        for key, value in own.items():
+            os.environ.setdefault(f"WANDB_{key}", value)
 
 
 def accumulation(per_step: int, per_row: int, micro_batch: int, unit: str) -> int:

@@ -96,7 +96,7 @@ def train(
     flops = model_flops_per_token(trainer.model.config, mean_length, every - trained, reference)
     peak = peak_of_all(trainer.accelerator, in_bf16(trainer.args))
     callback = Throughput(record, trainer.guard, tokens_per_step, flops, *peak)
-    trainer.add_callback(callback)
+    trainer.callback_handler.callbacks.insert(0, callback)  # first, so that trackers get what it adds
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(Bar(callback))
     trainer.preemption = stop = PreemptionCallback()

@@ -159,6 +159,7 @@ class Throughput(TrainerCallback):
             values["train_seconds"] = round(self.train_seconds, 2)
             if (left := self.seconds_left(state)) is not None:
                 values["seconds_left"] = round(left, 1)
+            logs.update(values)  # for the trackers after this one
             if rows := self.guard.rows_digest():
                 values["rows"] = rows
             self._logged = (self.steps, self.train_seconds, self.wait_seconds)
