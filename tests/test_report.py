@@ -4,16 +4,24 @@ import json
 import math
 import re
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import recipe
 
 from fledge.cli import main
-from fledge.results.charts import Chart, line_chart
+from fledge.planning.job import read_jobs
+from fledge.planning.memory import Place, peak
+from fledge.recipe import load_recipe, resolved
+from fledge.results.charts import BUCKETS, Chart, line_chart, thinned
+from fledge.results.compare import differing, overlap
+from fledge.results.curves import spans
 from fledge.results.gather import gather
 from fledge.results.numbers import plain
-from fledge.results.report import write
+from fledge.results.record import MADE_ROOM, SPIKE, Record, read_lines, read_metrics
+from fledge.results.report import compare, write
 
 
 FORMS = ("五言绝句", "七言绝句", "五言律诗", "七言律诗")
@@ -71,6 +79,7 @@ def poem(form: str, number: int) -> str:
 
 def steps_of(kind: str) -> list[dict[str, Any]]:
     """Lines of a training stage's metrics.jsonl."""
+    each = STAGES[kind][1] / 201
     lines: list[dict[str, Any]] = []
     for step in range(1, 201):
         loss = 0.6931 * math.exp(-step / 90) if kind == "dpo" else 3.2 + 5.5 * math.exp(-step / 25)
@@ -79,9 +88,9 @@ def steps_of(kind: str) -> list[dict[str, Any]]:
         line |= {"tokens_per_second": 9800 + 300 * math.sin(step), "tokens": 57_500 * step}
         if kind == "dpo":
             line |= {"rewards/accuracies": 1 - 0.5 * math.exp(-step / 40), "rewards/margins": step / 50}
-        lines.append({"seconds": step * 6.0, **line})
+        lines.append({"seconds": step * each, **line})
         if step % 50 == 0:
-            lines.append({"seconds": step * 6.0, "step": step, "eval_loss": loss + 0.05})
+            lines.append({"seconds": step * each, "step": step, "eval_loss": loss + 0.05})
     return lines
 
 
@@ -108,7 +117,8 @@ def write_run(run: Path) -> Path:
     (run / "chain.json").write_text(json.dumps(chain))
     (run / "evaluate" / "evaluation.json").write_text(json.dumps(EVALUATION))
     samples = [
-        {"model": model, "form": form, "title": f"{model}{form}{n}", "prompt": "写一首诗。", "text": poem(form, n)}
+        {"model": model, "form": form, "title": f"{model}{form}{n}", "prompt": f"写一首{form}，第{n}首。"}
+        | {"text": poem(form, n)}
         for model in ("base", "sft", "dpo")
         for n in range(5)
         for form in FORMS
@@ -134,6 +144,10 @@ def cells(markdown: str, row: str) -> list[str]:
 def test_json_has_exactly_the_figures(run: Path) -> None:
     assert write(run) == run / "report.html"
     report = json.loads((run / "report.json").read_text())
+    assert {"plan", "faults"} <= report.keys() and report.pop("faults") == []
+    its = report.pop("plan")["sft"]
+    assert its["planned"] == {"steps": None, "tokens": None, "seconds": None, "gib": None}  # its recipe.json is empty
+    assert its["measured"]["tokens"] == 3_600_000 and its["measured"]["gib"] == 1.5e9 / 2**30
     assert report == {
         "wall_seconds": 2251.4,
         "peak_memory_gb": 1.873,
@@ -149,7 +163,10 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain" / "recipe.json").write_text("{}")
     page = write(tmp_path).read_text()
+    nothing = dict.fromkeys(("steps", "tokens", "seconds", "gib"))
     assert json.loads((tmp_path / "report.json").read_text()) == {
+        "plan": {"pretrain": {"planned": nothing, "measured": nothing}},
+        "faults": [],
         "wall_seconds": None,
         "peak_memory_gb": None,
         "trigram": {"bits_per_char": None},
@@ -239,14 +256,18 @@ def test_a_run_without_a_judge(tmp_path: Path) -> None:
 def test_page_asks_nothing_of_anyone(run: Path) -> None:
     page = write(run).read_text()
     assert not re.search(r"https?://|<script|<link|<img|@import|url\(| on\w+=", page)
-    assert page.count("<svg") == page.count("</svg>") == 3 * 3 + 2
+    assert page.count("<svg") == page.count("</svg>") == 4 + 2
     assert "3.41 million parameters, trained from nothing on 11.5 million tokens from 35,002 poems" in page
     assert escape(COMMAND) in page and "14,908" in page and "2.13.0" in page
 
 
 def test_everything_from_files_is_escaped(run: Path) -> None:
     samples = run / "evaluate" / "samples.jsonl"
-    hostile = samples.read_text().replace("dpo五言绝句0", "<b>&").replace("春江花月夜，", "<script>alert(1)</script>")
+    hostile = (
+        samples.read_text()
+        .replace("写一首五言绝句，第0首。", "<b>&")
+        .replace("春江花月夜，", "<script>alert(1)</script>")
+    )
     samples.write_text(hostile)
     summary = run / "corpus" / "summary.json"
     summary.write_text(summary.read_text().replace("duplicate", "<i>twice"))
@@ -256,16 +277,19 @@ def test_everything_from_files_is_escaped(run: Path) -> None:
     assert r"**\<b\>&** (五言绝句)" in (run / "report.md").read_text()
 
 
-def test_samples_are_the_first_of_each_form(run: Path) -> None:
-    expected = [f"dpo{form}{number}" for form in FORMS for number in range(3)]
+def test_samples_are_the_first_of_each_form_side_by_side(run: Path) -> None:
+    expected = [f"写一首{form}，第{number}首。" for form in FORMS for number in range(3)]
     page = write(run).read_text()
-    assert re.findall(r'<h4 lang="zh-Hans">(.*?)</h4>', page) == expected
-    assert page.count("not perfect</small>") == 4 and page.count("did not stop</small>") == 1
+    asked = re.sub(r"</?span[^>]*>", "", "".join(re.findall(r"<h4>.*?</h4>", page)))
+    assert re.findall("<h4>(.*?)</h4>", asked) == expected
+    assert re.findall("<h5>(.*?)</h5>", page) == ["base", "sft", "dpo"] * 12
+    assert page.count("not perfect</small>") == 4 * 3 and page.count("did not stop</small>") == 3
     assert poem(FORMS[3], 1) in page
-    assert "The first 3 answers of dpo to each form, 12 in all" in page
+    said = "The first 3 prompts of each form, 12 in all, in the order of the file, answered by base, sft and dpo"
+    assert said in page
     markdown = (run / "report.md").read_text()
     assert re.findall(r"^\*\*(.*?)\*\*", markdown, re.MULTILINE) == expected
-    assert f"```text\n{poem(FORMS[3], 1)}\n```" in markdown
+    assert markdown.count(f"```text\n{poem(FORMS[3], 1)}\n```") == 3
 
 
 def test_markdown_has_the_figures_of_the_json(run: Path) -> None:
@@ -357,3 +381,271 @@ def test_a_damaged_file_is_named(run: Path) -> None:
     (run / "dpo" / "summary.json").write_text('{"stage": "dpo"')
     with pytest.raises(ValueError, match=r"dpo/summary.json: not JSON .* run the stage"):
         write(run)
+
+
+# --- the plan
+
+
+PRETRAIN = """\
+model_config: {vocab_size: 512, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 96}
+tokenizer: runs/planned/tokenizer
+prepared: runs/planned/prepare
+output_dir: runs/planned/pretrain
+tokens_per_step: 1024
+per_device_train_batch_size: 2
+max_steps: 5
+bf16: false
+"""
+
+
+def write_planned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe, and what its run on two GPUs would have left; returns the run."""
+    monkeypatch.chdir(folder)
+    stated = folder / "recipes" / "planned" / "pretrain.yaml"
+    stated.parent.mkdir(parents=True)
+    stated.write_text(PRETRAIN)
+    run = folder / "runs" / "planned"
+    for name in ("prepare", "pretrain"):
+        (run / name).mkdir(parents=True)
+    train = {"rows": 100, "sources": [], "sha256": "0" * 64}
+    (run / "prepare" / "manifest.json").write_text(json.dumps({"max_length": 128, "train": train}))
+    (run / "prepare" / "recipe.json").write_text("{}")
+    told = load_recipe("pretrain", stated)
+    values = resolved(told, {"gradient_accumulation_steps": 2})
+    (run / "pretrain" / "recipe.json").write_text(json.dumps(values))
+    (run / "pretrain" / "config.json").write_text(json.dumps({"model_type": "llama", **told.values["model_config"]}))
+    measured = {
+        "steps": 5,
+        "tokens": 5000,
+        "train_seconds": 2.0,
+        "processes": 2,
+        "engine": "ddp",
+        "peak_gpu_gib": 0.25,
+    }
+    summary = {"stage": "pretrain", "name": "pretrain", "seconds": 3.0, "peak_memory_gb": 1.0, "results": measured}
+    (run / "pretrain" / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_the_plan_is_that_of_fledge_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_planned(tmp_path, monkeypatch)
+    write(run)
+    its = json.loads((run / "report.json").read_text())["plan"]["pretrain"]
+    (job,) = read_jobs(Path("recipes/planned"))
+    bytes_held = peak(job, Place("ddp", 2, 1), 2, 2, False)["peak"]
+    # Attention: 4 matrices of 64 x 64; the MLP: 3 of 64 x 96; norms: 2 a layer and one at the end; head and embedding.
+    parameters = 2 * (4 * 64 * 64 + 3 * 64 * 96 + 2 * 64) + 64 + 2 * 512 * 64
+    flops = 5 * 1024 * (6 * parameters + 12 * 2 * 64 * 128)
+    assert its["planned"]["steps"] == 5 and its["planned"]["tokens"] == 5 * 1024
+    assert its["planned"]["seconds"] == pytest.approx(flops / (2 * 0.4 * 989e12))
+    assert its["planned"]["gib"] == pytest.approx(bytes_held / 2**30)
+    assert its["measured"] == {"steps": 5, "tokens": 5000, "seconds": 2.0, "gib": 0.25}
+    markdown = (run / "report.md").read_text()
+    assert cells(markdown, "pretrain: tokens") == ["5,120", "5,000", "97.7%"]
+    assert cells(markdown, "pretrain: memory")[1] == "0.25 GiB"
+
+
+# --- time, and what was met
+
+
+def test_all_stages_lie_on_one_axis_of_time(run: Path) -> None:
+    its = gather(run)
+    placed = spans(its)
+    assert [span.begin for span in placed[1:]] == [span.end for span in placed[:-1]]
+    assert placed[-1].end == pytest.approx(sum(seconds for _, seconds, _ in STAGES.values()))
+    page = write(run).read_text()
+    loss = page[page.index("loss over minutes of the run") :].split("</svg>")[0]
+    assert re.findall(r'class="band".*?<title>(\w+)</title>', loss) == ["pretrain", "sft", "dpo"]
+    # Held-out losses of a stage stand where its training losses stand, and stages do not overlap.
+    lines = re.findall(r'class="line s(\d)" d="M([\d.]+) .*?L([\d.]+) [\d.]+"', loss)
+    train = [(float(first), float(last)) for tone, first, last in lines if tone == "0"]
+    assert len(lines) == 6 and len(train) == 3
+    assert all(before[1] <= after[0] for before, after in pairwise(train))
+
+
+def test_a_line_of_very_many_points_keeps_its_peaks() -> None:
+    points = [(float(step), math.sin(step)) for step in range(10 * BUCKETS)]
+    points[1234] = (1234.0, 50.0)
+    points[777] = (777.0, -50.0)
+    drawn = thinned(points)
+    assert {(1234.0, 50.0), (777.0, -50.0), points[0], points[-1]} <= set(drawn)
+    assert drawn == sorted(drawn) and len(drawn) <= 2 * BUCKETS + 2
+    assert thinned(points[: 2 * BUCKETS]) == points[: 2 * BUCKETS]
+
+
+def test_efficiency_is_drawn_where_it_was_logged(run: Path) -> None:
+    assert "MFU" not in write(run).read_text()
+    path = run / "sft" / "metrics.jsonl"
+    write_lines(
+        path, [{**line, "mfu": 0.41, "flops_per_second": 4.1e14} for line in steps_of("sft") if "loss" in line]
+    )
+    page = write(run).read_text()
+    assert "MFU over minutes of the run: sft from 0.41 to 0.41" in page
+    assert "arithmetic over minutes of the run: sft from 410T to 410T" in page
+
+
+def attempt(run: Path, begin: int, end: int) -> Record:
+    """An attempt at the stage `sft` of a run that logs the steps after `begin` up to `end`."""
+    record = Record(
+        recipe(run, "sft", output_dir=run / "sft", model_name_or_path="m", prepared="p", tokens_per_step=8)
+    )
+    record.began -= 60.0
+    record.begin_at(begin)
+    for step in range(begin + 1, end + 1):
+        record.log(step=step, loss=9.0 - step)
+    return record
+
+
+def test_a_resumed_stage_says_so(tmp_path: Path) -> None:
+    attempt(tmp_path, 0, 7)  # killed; its newest checkpoint is that of step 4
+    attempt(tmp_path, 4, 6).note(SPIKE, step=6, loss=40.5, left_out=True)
+    third = attempt(tmp_path, 6, 8)  # made room after step 6
+    third.note(MADE_ROOM, step=8)
+    attempt(tmp_path, 8, 9).finish(steps=9)
+    (tmp_path / "sft" / "damaged-checkpoint-8").mkdir()
+    lines = list(read_metrics(tmp_path / "sft"))
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    assert lines[-1]["seconds"] == pytest.approx(240, abs=20)  # four attempts of a minute
+    page = write(tmp_path).read_text()
+    faults = json.loads((tmp_path / "report.json").read_text())["faults"]
+    told = [(its["what"], its.get("step"), its.get("steps_redone")) for its in faults]
+    assert told == [
+        ("resumed", 4, 3),
+        ("loss spike, update left out", 6, None),
+        ("resumed", 6, 0),
+        ("asked to make room", 8, None),
+        ("resumed", 8, 0),
+        ("checkpoint set aside", None, None),
+    ]
+    assert "3 logged steps done again" in page and "loss 40.5000" in page and "damaged-checkpoint-8" in page
+    marks = re.findall(r'<path class="mark"[^>]*><title>([^<]*)</title>', page.split("</svg>")[0])
+    assert marks == ["resumed at step 4", "resumed at step 6", "resumed at step 8"]
+
+
+def test_a_stage_done_once_more_begins_with_nothing(tmp_path: Path) -> None:
+    attempt(tmp_path, 0, 7).finish(steps=7)
+    again = attempt(tmp_path, 0, 2)
+    assert again.seconds == pytest.approx(60, abs=20)
+    assert [event["step"] for event in read_lines(tmp_path / "sft" / "events.jsonl")] == [0]
+    again.finish(steps=2)
+    page = write(tmp_path).read_text()
+    assert "sft: no resumption, no request to make room, no loss spike, no damaged checkpoint." in page
+
+
+def test_what_nobody_recorded_is_not_called_quiet(run: Path) -> None:
+    markdown = write(run).with_suffix(".md").read_text()
+    assert "pretrain, sft, dpo: no events.jsonl, so what was met on the way is not known." in markdown
+    assert cells(markdown, "prepare_sft: overlong") == ["12"]
+
+
+# --- what other evaluations find
+
+
+def test_intervals_tasks_and_checkpoints_are_shown(run: Path) -> None:
+    task = {"acc": 0.2513, "acc_stderr": 0.0126, "num_fewshot": 5, "version": 1.0, "limit": 1000}
+    dpo = EVALUATION["dpo"] | {"intervals": {"bits_per_char": [5.7, 5.81]}, "tasks": {"<piqa>": task}}
+    points = [{"model": "base", "step": step, "tokens": step * 1000} for step in (10, 20)]
+    for point, bits in zip(points, (2.5, 2.25), strict=True):
+        point |= {"bits_per_byte": bits, "loss": bits * 2, "perplexity": math.exp(bits * 2)}
+    evaluation = EVALUATION | {"dpo": dpo, "checkpoints": points}
+    (run / "evaluate" / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write(run).read_text()
+    markdown = (run / "report.md").read_text()
+    assert "5.754\n[5.700, 5.810]" in page
+    assert cells(markdown, r"\<piqa\>") == ["1", "5", "1,000", "25.1% ± 1.3%"] and "<piqa>" not in page
+    assert "bits per byte of checkpoints over tokens: base from 2.5 to 2.25" in page
+    assert ["20", "20,000", "2.250", "4.500", "90.017"] in [
+        [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in markdown.splitlines()
+        if line.startswith("| base |")
+    ]
+
+
+# --- several runs
+
+
+def told(run: Path, **values: Any) -> None:
+    """Give every stage of a run a recipe.json of these keys and of paths below the run."""
+    for name in STAGES:
+        if (run / name).is_dir():
+            keys = {
+                "output_dir": str(run / name),
+                "corpora": [{"path": str(run / "corpus" / "a"), "weight": 1}],
+                **values,
+            }
+            content = {key: {"value": value, "from": "default"} for key, value in keys.items()}
+            (run / name / "recipe.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """The same run twice, in folders of their own."""
+    runs = [write_run(tmp_path / "a" / "poems"), write_run(tmp_path / "b" / "poems")]
+    for each in runs:
+        told(each, seed=1, model_config={"hidden_size": 64, "layers": 2})
+    return runs
+
+
+def test_runs_that_are_the_same_differ_in_nothing(two: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *map(str, two)]) == 0
+    html = two[0] / "comparison.html"
+    assert capsys.readouterr().out == f"{html}\n"
+    assert (
+        "No key of any stage differs." in html.read_text() and "Versions: the same in all of them" in html.read_text()
+    )
+    assert json.loads(html.with_suffix(".json").read_text())["recipe_keys_that_differ"] == {}
+    assert cells(html.with_suffix(".md").read_text(), "dpo: Perfect poems") == ["91.3%", "91.3%", "–"]
+
+
+def test_a_comparison_names_exactly_the_keys_that_differ(two: list[Path], tmp_path: Path) -> None:
+    told(two[1], seed=2, model_config={"hidden_size": 96, "layers": 2}, note="<script>")
+    path = two[1] / "dpo" / "versions.json"
+    path.write_text(json.dumps(VERSIONS | {"torch": "2.14.0"}))
+    html = compare(two, tmp_path / "page" / "c.html")
+    keys = ("model_config.hidden_size", "note", "seed")
+    runs = [gather(each) for each in two]
+    assert list(differing(runs)) == [f"{stage}: {key}" for stage in STAGES for key in keys]
+    page, markdown = html.read_text(), html.with_suffix(".md").read_text()
+    assert cells(markdown, "sft: model_config.hidden_size") == ["64", "96"]
+    assert cells(markdown, "sft: note") == ["–", r"\<script\>"] and "<script" not in page
+    assert cells(markdown, "torch") == ["2.13.0", "2.13.0 and 2.14.0"]
+    assert not re.search(r"https?://|<link|<img|@import|url\(| on\w+=", page)
+    assert page.count('class="line s1"') == page.count('class="line s0"') == 3 * 3
+    assert "poems (1)" in page and "poems (2)" in page
+
+
+def test_a_comparison_says_whether_intervals_overlap(two: list[Path]) -> None:
+    for each, (low, high) in zip(two, [(5.6, 5.8), (5.7, 5.9)], strict=True):
+        models = {
+            name: EVALUATION[name] | {"intervals": {"bits_per_char": [low + shift, high + shift]}}
+            for name, shift in (("sft", 0.0), ("dpo", low))
+        }
+        (each / "evaluate" / "evaluation.json").write_text(json.dumps(EVALUATION | models))
+    html = compare(two)
+    found = json.loads(html.with_suffix(".json").read_text())["intervals_overlap"]
+    assert found["sft: bits_per_char"] is True and found["base: bits_per_char"] is None
+    assert cells(html.with_suffix(".md").read_text(), "sft: Bits per character")[-1] == "yes"
+    assert overlap([[0, 1], [2, 3]]) is False and overlap([[0, 2], [1, 4], [3, 5]]) is False
+    assert overlap([[0, 1], [1, 2]]) is True and overlap([[0, 1], None]) is None
+
+
+def test_a_comparison_says_what_a_run_lacks(two: list[Path]) -> None:
+    for file in (two[1] / "dpo").iterdir():
+        file.unlink()
+    (two[1] / "dpo").rmdir()
+    (two[1] / "sft" / "summary.json").unlink()
+    page = compare(two).read_text()
+    assert "poems (2) has no dpo." in page and "poems (2) has not finished sft." in page
+    assert "poems (1) has no" not in page
+
+
+@pytest.mark.parametrize("argv", [["nowhere"], ["a/poems", "nowhere"], ["a/poems", "--html", "page.txt"]])
+def test_a_report_that_cannot_be(
+    two: list[Path], argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(two[0].parents[1])
+    assert main(["report", *argv]) == 2
+    assert re.match(
+        r"fledge: (nowhere: no such folder|--html page.txt: the page ends with .html)", capsys.readouterr().err
+    )

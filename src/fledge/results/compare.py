@@ -36,7 +36,7 @@ def comparison(runs: list[Run]) -> list[Section]:
         Section("Curves", _curves(runs, names)),
         Section("Time and memory", _times(runs, names)),
         Section("What was met", _met(runs, names)),
-        Section("Versions", _same_or_table("Versions", [_versions(run) for run in runs], names)),
+        Section("Versions", _same_or_table("Versions", [run.versions for run in runs], names)),
     ]
     return [section for section in sections if section.blocks]
 
@@ -76,7 +76,7 @@ def compared(runs: list[Run]) -> dict[str, Any]:
             name: {stage.name: stage.summary["seconds"] for stage in run.finished}
             for name, run in zip(names, runs, strict=True)
         },
-        "versions": {name: _versions(run) for name, run in zip(names, runs, strict=True)},
+        "versions": {name: run.versions for name, run in zip(names, runs, strict=True)},
     }
 
 
@@ -228,7 +228,3 @@ def _met(runs: list[Run], names: list[str]) -> list[Block]:
         for its in faults(run)
     ]
     return [Table(["Run", "stage", "met", "step"], rows)] if rows else []
-
-
-def _versions(run: Run) -> dict[str, str]:
-    return {library: version for stage in run.stages for library, version in stage.versions.items()}

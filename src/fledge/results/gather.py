@@ -130,6 +130,15 @@ class Run:
         there |= {"pairs"} if "pairs/train" in self.results("corpus").get("rows", {}) else set()
         return [kind for kind in STAGES if kind not in there]
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """What the stages ran with; several versions of a library if they did not all run in one environment."""
+        found: dict[str, dict[str, None]] = {}
+        for stage in self.stages:
+            for library, version in stage.versions.items():
+                found.setdefault(library, {})[version] = None
+        return {library: " and ".join(versions) for library, versions in found.items()}
+
     def results(self, kind: str) -> dict[str, Any]:
         """Results of the last finished stage of a kind; empty if there is none."""
         return next((stage.results for stage in reversed(self.finished) if stage.kind == kind), {})

@@ -33,7 +33,7 @@ def fixed(value: float | None) -> str:
 
 def short(value: float) -> str:
     """Three digits and a unit: 3,412,345 -> 3.41M. For axes and tiles."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}".replace("e-0", "e-")

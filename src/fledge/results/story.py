@@ -124,13 +124,7 @@ def _of(run: Run, is_data: bool) -> dict[str, dict[str, Any]]:
 
 def environment(run: Run) -> list[Block]:
     about = {key: run.chain[key] for key in ("date", "machine", "layout") if key in run.chain}
-    found: dict[str, dict[str, None]] = {}
-    for stage in run.stages:
-        for library, version in stage.versions.items():
-            found.setdefault(library, {})[version] = None
-    # More than one version means that the stages did not all run in the same environment.
-    versions = {library: " and ".join(versions) for library, versions in found.items()}
-    return facts({"Machine": about, "Versions": versions})
+    return facts({"Machine": about, "Versions": run.versions})
 
 
 def reproduce(run: Run) -> list[Block]:
