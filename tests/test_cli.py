@@ -172,9 +172,13 @@ def test_run(fake: Callable[..., list]) -> None:
 
 
 def test_report(fake: Callable[..., list], capsys: pytest.CaptureFixture[str]) -> None:
-    fake("fledge.results.report", "write", Path("runs/a/report.html"))
-    assert main(["report", "runs/a"]) == 0
-    assert capsys.readouterr().out == "runs/a/report.html\n"
+    calls = fake("fledge.results.report", "report", Path("runs/a/report.html"))
+    assert main(["report", "runs/a"]) == main(["report", "runs/a", "runs/b", "--html", "c.html"]) == 0
+    assert capsys.readouterr().out == "runs/a/report.html\n" * 2
+    assert [options for _, options in calls] == [
+        {"runs": [Path("runs/a")], "html": None},
+        {"runs": [Path("runs/a"), Path("runs/b")], "html": Path("c.html")},
+    ]
 
 
 def test_chat(fake: Callable[..., list]) -> None:

@@ -102,7 +102,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module, name in (
         ("launching.chain", "run"),
         ("launching.launch", "launch"),
-        ("results.report", "write"),
+        ("results.report", "report"),
         ("chat.terminal", "chat"),
         ("inspecting.report", "inspect"),
         ("planning.terminal", "show"),

@@ -211,9 +211,9 @@ def _report(argv: Sequence[str]) -> int:
     where = "where the page goes, .md and .json beside it; report.html or comparison.html in the first RUN if left out"
     parser.add_argument("--html", type=Path, metavar="PATH", help=where)
     options = parser.parse_args(argv)
-    from fledge.results.report import compare, write
+    from fledge.results.report import report
 
-    print(write(options.runs[0], options.html) if len(options.runs) == 1 else compare(options.runs, options.html))
+    print(report(**vars(options)))
     return 0
 
 

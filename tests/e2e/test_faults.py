@@ -50,6 +50,8 @@ def test_a_killed_run_continues_to_the_same_weights(interrupted: Workspace, chai
     skipped = "unchanged, skipped"
     assert again.steps() == {"tokenizer": skipped, "prepare": skipped, "pretrain": RECIPE}
     assert f"resuming from {newest}" in again.text
+    page = (workspace.run_folder / "report.html").read_text(encoding="utf-8")
+    assert f"resumed at step {newest.rpartition('-')[2]}" in page
     assert workspace.results("pretrain")["steps"] == 12
     assert workspace.weights()["pretrain"] == chain.weights()["pretrain"]
 

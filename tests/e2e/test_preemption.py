@@ -86,6 +86,8 @@ def test_a_chain_makes_room_and_goes_on(long: Workspace, chain: Workspace, numbe
 
     again = long.fledge("run", TINY)
     assert "resuming from runs/tiny/pretrain/checkpoint-" in again.text
+    page = (long.run_folder / "report.html").read_text(encoding="utf-8")
+    assert "asked to make room</th>" in page and "resumed at step" in page
     assert losses(folder) == losses(chain.run_folder / "pretrain")
     assert long.weights()["pretrain"] == chain.weights()["pretrain"]
 

@@ -80,10 +80,9 @@ def curves(run: Run) -> list[Block]:
         one("gradient norm", "before clipping", "grad_norm", (0,)),
     ]
     drawn = [chart for chart in charts if any(chart.finite.values())]
-    said = (
-        f"The stages follow one another as they worked, in {unit}; time in which nothing ran is left out. Of a line "
-        f"of more than {2 * BUCKETS} points the least and the greatest value of {BUCKETS} stretches are drawn."
-    )
+    said = f"The stages follow one another as they worked, in {unit}; time in which nothing ran is left out."
+    if any(len(points) > 2 * BUCKETS for chart in drawn for points in chart.series.values()):
+        said += f" Of a long line the least and the greatest value of {BUCKETS} stretches are drawn."
     return [Text(said), Charts("", drawn)] if drawn else [Text("Nothing logged yet.")]
 
 

@@ -21,6 +21,15 @@ def headlines(run: Path) -> list[str]:
     ]
 
 
+def report(runs: list[Path], html: Path | None = None) -> Path:
+    """Write the report of one run, or a page that compares several; returns the page's path.
+
+    Raises:
+        ValueError: as `write` and `compare` do.
+    """
+    return write(runs[0], html) if len(runs) == 1 else compare(runs, html)
+
+
 def write(run: Path, html: Path | None = None) -> Path:
     """Write the report of a run, HTML with Markdown and JSON beside it, and return the path of the first.
 
