@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz soak audit interop smoke-all lint schema bench-prepare clean
+.PHONY: install demo test slow reliability fuzz soak audit interop smoke-all lint schema docs bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -19,7 +19,7 @@ test: lint  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install  ## the tests that CI leaves out
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,scale]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,scale]"
 	$(BIN)/python -m pytest -m slow
 
 reliability: install  ## every fault at every change of a run's folder: hours
@@ -42,6 +42,10 @@ interop: install  ## other programs read the exports: llama.cpp, compiled here i
 
 smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what a nightly run calls
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 0 -m "slow or not slow" tests/e2e/test_smoke.py
+
+docs: install  ## the pages, into build/docs; a warning or a broken link between them is an error, other hosts are not asked
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/sphinx-build -W --keep-going --nitpicky --fresh-env --quiet -b html docs build/docs
 
 bench-prepare: install  ## how fast text becomes rows, beside three usual ways: benchmarks/README.md
 	$(BIN)/python benchmarks/prepare.py

@@ -43,6 +43,8 @@ SUFFIXES = {".py", ".yaml", ".yml", ".md", ".jinja", ".cfg", ".toml", ".txt"}
 MADE = ("runs/", ".venv/")
 """What commands make is not there before they ran."""
 PLACEHOLDERS = {"NAME", "STAGE"}
+SHOWN = re.compile(r"^```\w+\n# ([\w./-]+)$", re.MULTILINE)
+"""A file that a document shows whole, its path in a comment at the top; tests/test_pages.py writes and uses it."""
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +154,15 @@ def test_commands_of_the_documents_work(words: list[str], ran: list[str]) -> Non
 def named_paths(document: Path) -> Iterator[str]:
     """Everything in a document that reads as a path of this repository."""
     text = document.read_text(encoding="utf-8")
-    words = [word for _, fence in FENCE.findall(text) for word in re.split(r"[\s'\"=]+", fence)]
+    shown = {Path(name) for name in SHOWN.findall(text)}
+    shown |= {path.parent for path in shown}
+    fences = [fence for language, fence in FENCE.findall(text) if language != "diff"]
+    words = [word for fence in fences for word in re.split(r"[\s'\"=]+", fence)]
     words += [word for code in CODE.findall(FENCE.sub("", text)) for word in code.split()]
     for word in words:
         word = word.strip(",;:()").removeprefix("./")
-        if PATH.fullmatch(word) and not word.startswith(MADE) and Path(word).stem not in PLACEHOLDERS:
+        given = word.startswith(MADE) or Path(word).stem in PLACEHOLDERS or Path(word) in shown
+        if PATH.fullmatch(word) and not given:
             known = (ROOT / word.split("/")[0]).exists() or (document.parent / word.split("/")[0]).exists()
             if known or Path(word).suffix in SUFFIXES:
                 yield word

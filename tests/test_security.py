@@ -90,7 +90,7 @@ def test_every_package_that_is_installed_is_pinned() -> None:
         except metadata.PackageNotFoundError:  # of an extra that is not installed here
             continue
         for each in map(Requirement, requires):
-            extras = ["", "dev", "deepspeed"] if name == "fledge-lm" else [extra]
+            extras = ["", "dev", "deepspeed", "docs"] if name == "fledge-lm" else [extra]
             if each.marker is None or any(each.marker.evaluate({"extra": it}) for it in extras):
                 waiting |= {(canonicalize_name(each.name), it) for it in ("", *each.extras)} - found
     names = {name for name, _ in found} - {"fledge-lm", "setuptools", "pip"}
