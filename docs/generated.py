@@ -2,6 +2,7 @@
 
 {keys} STAGE       the stage's own recipe keys: type, default, meaning; {keys} STAGE.KEY: those of a list's entries
 {library} STAGE    those it takes from a Hugging Face dataclass; for sft and dpo what TrainingArguments lacks
+{architectures}    the keys of model_config, by model_type
 {help} COMMAND     what `fledge COMMAND --help` prints
 {moved}            keys of older libraries and guides, and what to write today
 """
@@ -78,6 +79,18 @@ def help_of(command: str) -> str:
     return printed.getvalue().rstrip()
 
 
+def architectures() -> str:
+    """The keys of model_config, for each model_type its own."""
+    config = schema.load("pretrain")["properties"]["model_config"]
+    text = ""
+    for rule in config["allOf"]:
+        names = [name for name in rule["then"]["propertyNames"]["enum"] if name != "model_type"]
+        types = [(name, expected(config["properties"][name])) for name in names]
+        shown = [f"`{name}` ({kind})" if len(kind) < 40 else f"`{name}`" for name, kind in types]
+        text += f"`{rule['if']['properties']['model_type']['const']}`\n: {', '.join(shown)}\n\n"
+    return text
+
+
 def moved() -> str:
     """A table of names that no recipe may state, each with what to write."""
     rows = [f"| `{name}` | {plain(what)} |" for name, what in sorted({**REFUSED, **RETIRED}.items())]
@@ -109,6 +122,11 @@ class Library(Text):
         return library_keys(argument)
 
 
+class Architectures(Text):
+    def markdown(self, argument: str) -> str:
+        return architectures()
+
+
 class Moved(Text):
     def markdown(self, argument: str) -> str:
         return moved()
@@ -130,5 +148,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("keys", Keys)
     app.add_directive("library", Library)
     app.add_directive("moved", Moved)
+    app.add_directive("architectures", Architectures)
     app.add_directive("help", Help)
     return {"parallel_read_safe": True}

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -175,11 +176,46 @@ def test_the_site_builds_without_a_warning_and_knows_every_key(tmp_path: Path) -
     for stage in STAGES:
         listed = re.findall(r'<dt[^>]*><code[^>]*><span class="pre">(\w+)</span>', pages["keys"])
         assert set(schema.load(stage)["properties"]) <= set(listed), stage
+    named = re.findall(r'<span class="pre">(\w+)</span>', pages["keys"])
+    assert set(schema.load("pretrain")["properties"]["model_config"]["properties"]) <= set(named)
     for command in cli.OTHERS:
         assert f"usage: fledge {command}" in pages["commands"]
     for name, text in pages.items():
         fetched = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="([^"]+)"', text)
         assert not [source for source in fetched if "//" in source], name
+
+
+def table(heading: str) -> list[tuple[set[str], set[str]]]:
+    """The keys in each row of a table of moving.md, theirs and ours: code that is a name, or a name and a value."""
+    text = (ROOT / "docs" / "moving.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    rows = re.findall(r"^\| (?!---)(.*) \| (.*) \|$", text.partition("\n## ")[0], re.MULTILINE)[1:]
+    return [tuple(set(re.findall(r"`([a-z]\w*)(?::[^`]*)?`", cell)) for cell in row) for row in rows]
+
+
+HEADINGS = ("From the alignment handbook", "From TRL's command line", "From nanochat", "From litgpt")
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_keys_that_people_move_to_are_ours(heading: str) -> None:
+    tops = [schema.load(stage)["properties"] for stage in STAGES]
+    known = {name for keys in tops for name in keys}
+    known |= {*schema.load("prepare")["properties"]["datasets"]["items"]["properties"]}
+    known |= {*schema.load("pretrain")["properties"]["model_config"]["properties"]}
+    values = {"wrapped", "bfd"}
+
+    ours = set().union(*(ours for _, ours in table(heading)))
+    assert len(ours) > 5 and ours <= known | values
+
+
+def test_keys_that_people_leave_behind_are_trls() -> None:
+    import trl
+    from trl.scripts.utils import DatasetConfig
+
+    classes = (trl.SFTConfig, trl.ModelConfig, trl.ScriptArguments, trl.DatasetMixtureConfig, DatasetConfig)
+    theirs = set().union(*(theirs for theirs, _ in table("From TRL's command line")))
+
+    assert len(theirs) > 10
+    assert theirs <= {field.name for cls in classes for field in fields(cls)} | {"kto", "reward", "rloo"}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
