@@ -10,12 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from sphinx.cmd.build import main as sphinx_build
 
 from fledge import cli, schema
 from fledge.arguments import STAGES
 from fledge.launching.plan import read_folder
 from fledge.layouts import read_layout
+from fledge.schema.check import faults
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +37,9 @@ def fences(page: Path, language: str) -> list[str]:
 
 
 def files(page: Path) -> dict[str, str]:
-    """The files a page shows: the first line of a YAML or Python fence is a comment with its path."""
+    """The files a page shows whole: the first line of a YAML or Python fence is a comment with its path."""
     texts = fences(page, "yaml") + fences(page, "python")
-    assert all(NAMED.match(text) for text in texts), f"{page.name}: a fence without a path in its first line"
-    return {NAMED.match(text)[1]: text for text in texts}
+    return {found[1]: text for text in texts if (found := NAMED.match(text))}
 
 
 def dialogue(page: Path) -> list[tuple[str, str]]:
@@ -115,7 +116,7 @@ def test_commands_print_what_a_page_says(page: Path, checkout: Path, capsys: pyt
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if fences(page, "yaml") and page.name != "add-a-stage.md"],
+    [page for page in PAGES if files(page) and page.name != "add-a-stage.md"],
     ids=lambda page: page.name,
 )
 def test_recipes_and_layouts_of_a_page_are_right(page: Path, checkout: Path) -> None:
@@ -131,6 +132,15 @@ def test_recipes_and_layouts_of_a_page_are_right(page: Path, checkout: Path) -> 
     for folder in folders:
         names = [recipe.name for recipe in read_folder(folder)]
         assert names == sorted(names, key=[path.stem for path in write(page, checkout)].index)  # as `fledge run` goes
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_parts_of_a_recipe_fit_a_stage(page: Path) -> None:
+    for text in fences(page, "yaml"):
+        if NAMED.match(text) is None:
+            part = yaml.safe_load(text)
+            stages = [{**schema.load(stage), "required": []} for stage in STAGES]
+            assert any(not list(faults(part, stage)) for stage in stages), text
 
 
 @pytest.mark.slow
