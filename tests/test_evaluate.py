@@ -145,6 +145,7 @@ FAULTS = [
     ({"corpus": None}, "requests: needs `corpus`"),
     ({"heldout_documents": None, "checkpoints": True}, "checkpoints: needs `heldout_documents`"),
     ({"corpus": "tang"}, "train_documents: tang counts lines copied from them"),
+    ({"models": {"base": "gone/base"}, "pairs": None, "reference": None}, "models: gone/base: no such folder"),
     ({"models": {"trigram": "runs/sft"}}, "models: trigram is what evaluation.json calls something else"),
 ]
 

@@ -92,6 +92,11 @@ def test_multiple_choice_agrees_with_our_own(make_model: Make, tokenizer: PreTra
     assert (found["acc_bytes"], found["limit"], found["questions"]) == (pytest.approx(sum(right[:10]) / 10), 10, 10)
     assert asked.key != some.key
 
+    (shown,) = tasks.load_tasks([entry(CHOICES, rows, limit=4, num_fewshot=2)])
+    subject = Subject("m", model, tokenizer, True)
+    first, again = (tasks.ask(subject, shown)["letters"] for _ in range(2))
+    assert first == again and first["num_fewshot"] == 2
+
 
 def test_text_takes_the_bits_that_we_count(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
     model, rows = make_model(), [{"text": text} for text in TEXTS]

@@ -37,8 +37,9 @@ def main(recipe: Recipe) -> None:
     """Write evaluation.json and every generated answer, samples.jsonl."""
     keys = recipe.own(EvaluateArguments)
     heldout, tasks = Heldout.read(keys), load_tasks(keys.tasks)
+    files = {name: digests(folder, "models") for name, folder in keys.models.items()}
     record = Record(recipe)
-    work = Work(keys, heldout, tasks, Cache(recipe.output_dir), circumstances(), heldout.digest())
+    work = Work(keys, heldout, tasks, files, Cache(recipe.output_dir), circumstances(), heldout.digest())
     absent = left_out(keys)
     for key, figures in absent.items():
         logger.info("left out, for the recipe names no %s: %s", key, figures)
@@ -70,6 +71,8 @@ class Work:
     keys: EvaluateArguments
     heldout: Heldout
     tasks: list[Asked]
+    files: dict[str, dict[str, Any]]
+    """Digests of the models' files."""
     cache: Cache
     shared: dict[str, Any]
     """What decides every figure."""
@@ -92,7 +95,7 @@ class Work:
         loaded = functools.cache(lambda: self.subject(name, folder))  # once, and only where something is to be done
         key = {
             **self.shared,
-            "model": digests(folder, "models"),
+            "model": self.files[name],
             "name": name,
             "is_base": name in self.keys.base_models,
         }
