@@ -181,6 +181,9 @@ class Known:
 
     all_tasks = ("hellaswag", "arc_easy")
 
+    def __init__(self, include_defaults: bool) -> None:
+        assert include_defaults
+
     def load(self, names: list[str]) -> dict[str, Any]:
         raise ConnectionError(f"Couldn't reach the rows of {names[0]} on the hub")
 
@@ -193,6 +196,6 @@ def test_a_task_that_cannot_be_had_ends_in_one_message(monkeypatch: pytest.Monke
         ValueError, match=r"^tasks: arc_easy: cannot be loaded \(ConnectionError: .* run the stage once"
     ):
         tasks.load_tasks([TaskEntry(name="arc_easy")])
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(ValueError, match=r"^tasks: needs lm-evaluation-harness: pip install 'fledge-lm\[eval\]'$"):
         tasks.load_tasks([TaskEntry(name="arc_easy")])

@@ -68,11 +68,13 @@ def load_tasks(entries: list[TaskEntry]) -> list[Asked]:
     if not entries:
         return []
     try:
-        import lm_eval  # noqa: F401
+        from lm_eval.tasks import TaskManager
     except ImportError:
         raise ValueError("tasks: needs lm-evaluation-harness: pip install 'fledge-lm[eval]'") from None
     with _no_code():
-        return [_load(entry) for entry in entries]
+        # Once: the harness reads its 14,000 files for it.
+        manager = TaskManager(include_defaults=any(not entry.include_path for entry in entries))
+        return [_load(entry, manager) for entry in entries]
 
 
 def ask(subject: Subject, asked: Asked) -> dict[str, dict[str, Any]]:
@@ -119,9 +121,9 @@ def _metric(key: str) -> str:
     return key.removesuffix(",none")
 
 
-def _load(entry: TaskEntry) -> Asked:
+def _load(entry: TaskEntry, manager: Any) -> Asked:
     place = f"tasks: {entry.name}"
-    made = _own(entry, place) if entry.include_path else _of_the_harness(entry, place)
+    made = _own(entry, place) if entry.include_path else _of_the_harness(entry, place, manager)
     rows = hashlib.sha256()
     for task in made["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
@@ -138,13 +140,10 @@ def _load(entry: TaskEntry) -> Asked:
     return Asked(entry, made, rows.hexdigest())
 
 
-def _of_the_harness(entry: TaskEntry, place: str) -> dict[str, dict[str, Any]]:
+def _of_the_harness(entry: TaskEntry, place: str, manager: Any) -> dict[str, dict[str, Any]]:
     """A task or group that the harness brings, and the single tasks in it."""
-    from lm_eval.tasks import TaskManager
-
     if entry.path:
         raise ValueError(f"{place}: `path` is for tasks of your own, together with include_path; take it out")
-    manager = TaskManager()
     if entry.name not in manager.all_tasks:
         near = get_close_matches(entry.name, manager.all_tasks, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
