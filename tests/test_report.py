@@ -640,12 +640,15 @@ def test_a_comparison_says_what_a_run_lacks(two: list[Path]) -> None:
     assert "poems (1) has no" not in page
 
 
-@pytest.mark.parametrize("argv", [["nowhere"], ["a/poems", "nowhere"], ["a/poems", "--html", "page.txt"]])
+@pytest.mark.parametrize(
+    "argv", [["nowhere"], ["a/poems", "nowhere"], ["a/poems", "--html", "page.txt"], ["a/poems"] * 7]
+)
 def test_a_report_that_cannot_be(
     two: list[Path], argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(two[0].parents[1])
     assert main(["report", *argv]) == 2
     assert re.match(
-        r"fledge: (nowhere: no such folder|--html page.txt: the page ends with .html)", capsys.readouterr().err
+        r"fledge: (nowhere: no such folder|--html page.txt: the page ends with .html|report: 7 runs; )",
+        capsys.readouterr().err,
     )

@@ -14,6 +14,8 @@ HEIGHT = 190
 WIDTHS = {False: 360, True: 760}
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 32
 MOST_DOTS = 60
+TONES = 6
+"""Colours that a page has: s0 to s5."""
 BUCKETS = 400
 """Of a longer line the least and the greatest value of so many stretches are drawn: no peak is lost."""
 LETTER = 6.2

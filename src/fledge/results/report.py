@@ -5,6 +5,7 @@ from typing import Any
 
 from fledge.files import write_json, write_text
 from fledge.results.blocks import Section
+from fledge.results.charts import TONES
 from fledge.results.compare import compared, comparison
 from fledge.results.faults import faults
 from fledge.results.gather import figures, gather
@@ -53,8 +54,10 @@ def compare(runs: list[Path], html: Path | None = None) -> Path:
         html: where the page goes; comparison.html in the folder of the first run if None.
 
     Raises:
-        ValueError: a run has no stage at all.
+        ValueError: a run has no stage at all, or there are more runs than colours.
     """
+    if len(runs) > TONES:
+        raise ValueError(f"report: {len(runs)} runs; a page tells {TONES} apart, so name fewer at a time")
     its = [gather(run) for run in runs]
     title = " / ".join(dict.fromkeys(run.name for run in its))
     return _write(html or runs[0] / "comparison.html", title, comparison(its), compared(its))
