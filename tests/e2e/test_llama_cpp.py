@@ -60,6 +60,19 @@ def tokenizer(run: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(run / "export")
 
 
+@pytest.fixture(autouse=True)
+def _without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp of 0.3.36 crashed in ggml_backend_amx_mul_mat with Q8_0 on a machine with AMX: not there, then."""
+    default = llama_cpp.llama_cpp.llama_model_default_params
+
+    def plain() -> Any:
+        options = default()
+        options.use_extra_bufts = False
+        return options
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", plain)
+
+
 def load(path: Path, **options: Any) -> "llama_cpp.Llama":
     """All in float32, the cache too: what differs then is the order of sums."""
     exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
