@@ -86,6 +86,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             f"{PRETRAIN}: on zero: 8 rows a step do not divide by 16 processes; 8 do",
         ),
         (
+            [PRETRAIN, "--on", "cpu", "--tokens_per_step", "1000"],
+            f"{PRETRAIN}: tokens_per_step: 1000 is no multiple of the 192 tokens of a row; nearest: 960 or 1152",
+        ),
+        (
             [PRETRAIN, "--on", "zero.yaml", "--nodes", "1"],
             "--nodes 1: zero.yaml is a layout of 2 machines; take",
         ),

@@ -11,6 +11,7 @@ from fledge.arguments import LIBRARY, STAGES
 from fledge.layouts import Layout, find_layout, read_layout
 from fledge.planning.fit import refusal
 from fledge.planning.job import read_jobs
+from fledge.planning.shape import NotKnown
 from fledge.recipe import Recipe, load_recipe
 
 from . import process
@@ -120,7 +121,7 @@ def check_batches(target: Path, overrides: Sequence[str], layout: Layout) -> Non
     """Raise ValueError if a step does not divide over the layout: better now than after the wait in a queue."""
     try:
         planned = read_jobs(target, overrides)
-    except ValueError as error:  # nothing trains, or its model is not known before the stage itself downloads it
+    except NotKnown as error:  # nothing trains, or its model is not known before the stage itself downloads it
         print(f"fledge: batches are not checked before the launch: {error}", file=sys.stderr)
         return
     faults = [f"{job.recipe.path}: on {layout.name}: {fault}" for job in planned if (fault := refusal(job, layout))]

@@ -11,7 +11,7 @@ from fledge.arguments import LIBRARY, STAGES
 from fledge.files import read_json
 from fledge.recipe import Recipe, load_recipe
 
-from .shape import Shape, adapter_parameters, read_shape
+from .shape import NotKnown, Shape, adapter_parameters, read_shape
 
 
 LORA_TARGETS = "all-linear"
@@ -117,7 +117,8 @@ def read_jobs(path: Path, overrides: Sequence[str] = ()) -> list[Job]:
         overrides: `--key value` as on the command line of a stage; for a file only.
 
     Raises:
-        ValueError: no training recipe there, or one that names a model nobody can know without downloading it.
+        NotKnown: no training recipe there, or one that names a model nobody can know without downloading it.
+        ValueError: a mistake in a recipe.
     """
     if path.is_dir():
         if overrides:
@@ -127,11 +128,11 @@ def read_jobs(path: Path, overrides: Sequence[str] = ()) -> list[Job]:
     else:
         stage = path.stem.partition("_")[0]
         if path.is_file() and stage not in LIBRARY:
-            raise ValueError(f"{path}: a plan is of {', '.join(LIBRARY)} recipes, or of a folder of them")
+            raise NotKnown(f"{path}: a plan is of {', '.join(LIBRARY)} recipes, or of a folder of them")
         chosen = [load_recipe(stage if stage in LIBRARY else "pretrain", path, overrides)]
         recipes = [recipe for recipe in _beside(path.parent) if recipe.path != path] + chosen
     if not chosen:
-        raise ValueError(f"{path}: no {', '.join(LIBRARY)} recipe in it; name a recipe folder or file")
+        raise NotKnown(f"{path}: no {', '.join(LIBRARY)} recipe in it; name a recipe folder or file")
     return [_job(recipe, recipes) for recipe in chosen]
 
 
@@ -149,14 +150,14 @@ def _job(recipe: Recipe, recipes: list[Recipe]) -> Job:
         length = values.get("max_length", schema.load("dpo")["properties"]["max_length"]["default"])
         rows_per_step, rows, sources = values["pairs_per_step"], _pairs(Path(values["pairs"]), recipes), []
         if length is None:
-            raise ValueError(f"{recipe.path}: max_length: null: a plan needs the longest pair; write a number")
+            raise NotKnown(f"{recipe.path}: max_length: null: a plan needs the longest pair; write a number")
         notes.append(f"every side of a pair counts as {length:,} tokens, the most there may be")
     else:
         manifest = _manifest(Path(values["prepared"]))
         maker = _maker(values["prepared"], recipes)
         length = maker.values["max_length"] if maker else manifest.get("max_length")
         if length is None:
-            raise ValueError(
+            raise NotKnown(
                 f"{recipe.path}: prepared: {values['prepared']} is not made yet, and no recipe beside this one makes "
                 "it; run its prepare stage, so that the length of a row is known"
             )
@@ -194,7 +195,7 @@ def _shape(recipe: Recipe, recipes: list[Recipe], notes: list[str]) -> Shape:
     elif (config := Path(folder) / "config.json").is_file():
         shape = read_shape(read_json(config), str(config))
     else:
-        raise ValueError(
+        raise NotKnown(
             f"{recipe.path}: model_name_or_path: {folder} is neither a model folder here nor what a recipe beside "
             "this one makes, and a plan downloads nothing; name a folder that holds its config.json"
         )
@@ -217,7 +218,7 @@ def _vocabulary(folder: str, recipes: list[Recipe], where: str, notes: list[str]
         return max([*ids, *(token["id"] for token in tokenizer["added_tokens"])]) + 1
     maker = _maker(folder, recipes)
     if maker is None or not maker.values.get("vocab_size"):
-        raise ValueError(
+        raise NotKnown(
             f"{where}: {folder} is not made yet and no recipe beside this one states its vocab_size; write "
             "model_config.vocab_size, or run the tokenizer stage"
         )

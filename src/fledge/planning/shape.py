@@ -49,6 +49,10 @@ GPT2_NAMES = {
 """GPT2Config's other names for its own keys."""
 
 
+class NotKnown(ValueError):
+    """What a plan needs and nobody can say yet; a run may still find it."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What decides parameters, FLOPs and memory. Sizes are in elements."""
@@ -158,7 +162,7 @@ def read_shape(config: dict[str, Any], where: str) -> Shape:
     """
     model_type = config.get("model_type", MODEL_TYPES[0])
     if model_type not in MODEL_TYPES:
-        raise ValueError(f"{where}: model_type {model_type!r}: the plan knows {', '.join(MODEL_TYPES)}")
+        raise NotKnown(f"{where}: model_type {model_type!r}: the plan knows {', '.join(MODEL_TYPES)}")
     stated = {GPT2_NAMES.get(key, key): value for key, value in config.items()} if model_type == "gpt2" else config
     get = (DEFAULTS[model_type] | stated).__getitem__
     if model_type == "gpt2":
