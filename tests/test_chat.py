@@ -18,9 +18,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import fledge
 from fledge.chat.history import TurnTooLong, fit
+from fledge.chat.models import find_model
 from fledge.chat.sampling import Sampling
 from fledge.chat.speaker import _harmless, _Pieces
-from fledge.chat.terminal import find_model
 from fledge.cli import main
 from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.modeling_fledge import FledgeForCausalLM
@@ -186,6 +186,7 @@ def test_a_penalty_keeps_a_model_from_repeating_itself() -> None:
         ("/params top_p 2", "--top_p 2.0: must be above 0 and at most 1"),
         ("/save", "/save: name a file"),
         ("/load nowhere.json", "/load: nowhere.json: no conversation that /save wrote"),
+        ("/save no/talk.json", "/save: no/talk.json: No such file or directory; name a file in a folder"),
         ("/load recipe.json", "/load: recipe.json: no conversation that /save wrote"),
         ("/load talk.json", "/load: talk.json: every message has a role"),
     ],

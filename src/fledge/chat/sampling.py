@@ -5,21 +5,21 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 
-def option(default: Any, letter: str, text: str) -> Any:
-    """A field with what --help says of it."""
-    return field(default=default, metadata={"letter": letter, "text": text})
+def option(default: Any, letter: str, text: str, slider: tuple[float, float, float] | None = None) -> Any:
+    """A field with what --help says of it, and the least, most and step of its slider in the browser."""
+    return field(default=default, metadata={"letter": letter, "text": text, "slider": slider})
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Named and meant as in transformers.GenerationConfig; a value that makes no sense is a ValueError."""
 
-    temperature: float = option(0.8, "T", "lower is likelier, higher is wilder")
-    top_k: int = option(0, "K", "only the K likeliest tokens; 0 for all")
-    top_p: float = option(0.95, "P", "only the likeliest tokens that make up this share")
-    min_p: float = option(0.0, "P", "only tokens at least this share as likely as the likeliest")
-    repetition_penalty: float = option(1.0, "R", "above 1: what was said is less likely to come again")
-    max_new_tokens: int = option(256, "N", "the longest answer")
+    temperature: float = option(0.8, "T", "lower is likelier, higher is wilder", (0.05, 2, 0.05))
+    top_k: int = option(0, "K", "only the K likeliest tokens; 0 for all", (0, 200, 1))
+    top_p: float = option(0.95, "P", "only the likeliest tokens that make up this share", (0.05, 1, 0.01))
+    min_p: float = option(0.0, "P", "only tokens at least this share as likely as the likeliest", (0, 1, 0.01))
+    repetition_penalty: float = option(1.0, "R", "above 1: what was said is less likely to come again", (1, 2, 0.01))
+    max_new_tokens: int = option(256, "N", "the longest answer", (1, 1024, 1))
     seed: int | None = option(None, "S", "for the same answers again, from every /reset")
     greedy: bool = option(False, "", "the likeliest token at every step")
 

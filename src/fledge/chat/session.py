@@ -30,24 +30,24 @@ Ctrl-C stops an answer."""
 
 
 class Session:
-    """Conversations that begin alike: one for each speaker.
+    """Conversations that begin alike: one for each speaker. Setting `stop` ends an answer that is under way.
 
     Args:
-        speakers: by the name that stands before an answer where there are several.
-        write: takes the answers as they come.
-        say: takes what is said about them.
+        speakers: by the name that stands with an answer where there are several.
+        system: the system prompt, if there is one.
     """
 
-    def __init__(
-        self,
-        speakers: dict[str, Speaker],
-        sampling: Sampling,
-        system: str | None,
-        write: Callable[[str], None],
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, speakers: dict[str, Speaker], sampling: Sampling, system: str | None) -> None:
         self.speakers, self.sampling, self.system = speakers, sampling, system
-        self.write, self.say = write, say
+        self.stop = Event()
+        self.commands: dict[str, Callable[[str], str]] = {
+            "reset": self.reset,
+            "system": self._set_system,
+            "params": self._params,
+            "save": self._save,
+            "load": self._load,
+            "help": lambda _: HELP,
+        }
         self.reset()
 
     def reset(self, _: str = "") -> str:
@@ -58,22 +58,22 @@ class Session:
         self.histories = dict.fromkeys(self.speakers, begun)
         return "a new conversation"
 
-    def turn(self, text: str, stop: Event) -> None:
-        """Have every speaker answer; what does not fit is forgotten, or a TurnTooLong."""
-        for name, speaker in self.speakers.items():
-            messages = [*self.histories[name], {"role": "user", "content": text}]
-            kept = speaker.fit(messages, self.sampling)
-            if len(kept) < len(messages):
-                gone = len(messages) - len(kept)
-                self.say(f"(forgetting the first {gone} messages: the model's context is full)")
-            if len(self.speakers) > 1:
-                self.write(f"[{name}] ")
-            answer = speaker.answer(kept, self.sampling, self.write, stop)
-            self.write("\n")
-            self.histories[name] = [*kept, {"role": "assistant", "content": answer}]
-            if stop.is_set():
-                self.say("(stopped)")
-                return
+    def reply(self, name: str, text: str, write: Callable[[str], None], say: Callable[[str], None]) -> None:
+        """Have one speaker answer `text`.
+
+        Args:
+            write: takes the answer as it comes.
+            say: takes what is said about it: how much was forgotten to make room.
+
+        Raises:
+            TurnTooLong: there is no room for it, whatever is forgotten. The conversation is as it was.
+        """
+        messages = [*self.histories[name], {"role": "user", "content": text}]
+        kept = self.speakers[name].fit(messages, self.sampling)
+        if gone := len(messages) - len(kept):
+            say(f"forgetting the first {gone} messages: the model's context is full")
+        answer = self.speakers[name].answer(kept, self.sampling, write, self.stop)
+        self.histories[name] = [*kept, {"role": "assistant", "content": answer}]
 
     def command(self, line: str) -> str:
         """Do what a line that begins with a slash asks for; returns what to say about it.
@@ -82,20 +82,12 @@ class Session:
             ValueError: no such command, or it cannot be done.
         """
         name, _, rest = line[1:].partition(" ")
-        known = {
-            "reset": self.reset,
-            "system": self._set_system,
-            "params": self._params,
-            "save": self._save,
-            "load": self._load,
-            "help": lambda _: HELP,
-        }
-        if name not in known:
-            near = get_close_matches(name, known, 1)
+        if name not in self.commands:
+            near = get_close_matches(name, self.commands, 1)
             raise ValueError(
                 f"/{name}: no such command; {f'did you mean /{near[0]}?' if near else '/help lists them'}"
             )
-        return known[name](rest.strip())
+        return self.commands[name](rest.strip())
 
     def _set_system(self, text: str) -> str:
         self.system = text or None
@@ -108,19 +100,24 @@ class Session:
 
     def _save(self, file: str) -> str:
         path, history = self._file(file, "/save")
-        write_json(path, history)
+        try:
+            write_json(path, history)
+        except OSError as error:
+            raise ValueError(f"/save: {path}: {error.strerror}; name a file in a folder that can be written") from None
         return f"{len(history)} messages in {path}"
 
     def _load(self, file: str) -> str:
         path, _ = self._file(file, "/load")
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(messages, list):
+                raise TypeError("it holds no list")
             roles = [message["role"] for message in messages if isinstance(message["content"], str)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"/load: {path}: no conversation that /save wrote ({error})") from None
+            raise ValueError(f"/load: {path.name}: no conversation that /save wrote ({error})") from None
         if len(roles) < len(messages) or not {*roles} <= {"system", "user", "assistant"}:
             raise ValueError(
-                f"/load: {path}: every message has a role (system, user, assistant) and a text as content"
+                f"/load: {path.name}: every message has a role (system, user, assistant) and a text as content"
             )
         self.system = messages[0]["content"] if roles[:1] == ["system"] else None
         self.histories = dict.fromkeys(self.speakers, messages)

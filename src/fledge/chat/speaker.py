@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event
 
 import torch
+from jinja2 import TemplateError
 from transformers import BatchEncoding
 from transformers.utils import logging
 
@@ -28,6 +29,10 @@ class Speaker:
 
     Raises:
         ValueError: the folder cannot be loaded or has no chat template, or there is no such device.
+
+    Attributes:
+        size: parameters.
+        context: the most tokens that fit, or None.
     """
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
@@ -43,6 +48,7 @@ class Speaker:
         self.model = model.to(self.device)
         if self.model.generation_config.eos_token_id is None:
             _say(f"{folder}: generation_config names no stop token: every answer runs to its full length")
+        self.size = self.model.num_parameters()
         # Not every architecture has a limit, or calls it by this name.
         self.context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._told = 0
@@ -78,9 +84,12 @@ class Speaker:
         return self.context // 2
 
     def _prompt(self, messages: Messages) -> BatchEncoding:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template refuses this conversation: {error}") from None
 
 
 class _Pieces:
