@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from gradio_client import Client
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
@@ -226,6 +228,15 @@ def test_models_of_a_run_answer_side_by_side(
     assert "fewer than two of pretrain, sft, dpo in it are finished" in capsys.readouterr().err
 
 
+def test_without_a_seed_two_answers_differ(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = set()
+    for _ in range(2):
+        torch.manual_seed(5)  # where every process begins at the same number
+        assert main(["chat", str(model), "-p", "hello", "--max_new_tokens", "32"]) == 0
+        answers.add(capsys.readouterr().out)
+    assert len(answers) == 2
+
+
 def test_the_seed_holds_from_every_reset(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +310,45 @@ def test_the_system_prompt_is_not_forgotten() -> None:
 def test_a_turn_that_never_fits() -> None:
     with pytest.raises(TurnTooLong, match="takes 3 tokens and the model has room for 2"):
         fit(_said("aaa", "bbb", "ccc"), _letters, 2)
+
+
+def test_without_gradio_the_page_says_what_to_install(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["chat", str(model), "--web"]) == 2
+    assert "--web: gradio is not installed; run: pip install 'fledge-lm[web]'" in capsys.readouterr().err
+
+
+def test_the_page_answers_as_the_terminal_does(
+    changed: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked over HTTP, by gradio's own client, while the command waits for Ctrl-C."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # and back, when this is over
+    folder, options = str(changed("config.json", max_position_embeddings=64)), ["--max_new_tokens", "16"]
+    assert main(["chat", folder, "-p", "hello", "--greedy", *options]) == 0
+    wanted = capsys.readouterr().out.removesuffix("\n")
+    settings = ("", 0.8, 0, 0.95, 0, 1, 16, "", True)
+
+    def visit(_: Any) -> None:
+        url = capsys.readouterr().err.split()[-4]
+        assert url.startswith("http://127.0.0.1:")
+        client = Client(url, verbose=False, analytics_enabled=False)
+        *_, (_, _, _, file, chat) = client.submit("hello", *settings, api_name="/ask")
+        assert [turn["content"][0]["text"] for turn in chat] == ["hello", wanted]
+        assert json.loads(Path(file).read_text())[0] == {"role": "user", "content": "hello"}
+        *_, (box, _, said, _, chat) = client.submit("so " * 60, *settings, api_name="/ask")
+        assert "the model has room for 48 beside the answer" in said["value"] and len(chat) == 2
+        assert box["value"] == "so " * 60  # to be shortened, and not to be typed again
+        *_, (_, _, said, _, _) = client.submit("so " * 8, *settings, api_name="/ask")
+        assert said["value"] == "forgetting the first 2 messages: the model's context is full"
+        assert httpx.get(url, headers={"Host": "example.org"}).status_code == 400
+        assert main(["chat", folder, "--web", "--port", url.rstrip("/").rpartition(":")[2]]) == 2
+        assert "no free port" in capsys.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("fledge.chat.web.Event", type("Event", (), {"wait": visit}))
+    assert main(["chat", folder, "--web", *options]) == 0
 
 
 def test_no_character_comes_in_halves() -> None:

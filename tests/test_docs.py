@@ -106,6 +106,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("launching.launch", "launch"),
         ("results.report", "report"),
         ("chat.terminal", "chat"),
+        ("chat.web", "serve"),
         ("inspecting.report", "inspect"),
         ("planning.terminal", "show"),
         ("publishing.terminal", "publish"),

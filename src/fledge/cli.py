@@ -241,8 +241,19 @@ def _chat(argv: Sequence[str]) -> int:
         "--compare", action="store_true", help="ask the base, SFT and DPO models of a run side by side"
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1; the fastest there is if left out")
+    parser.add_argument("--web", action="store_true", help="a page on this machine instead of the terminal")
+    parser.add_argument("--port", type=int, metavar="N", help="of the page; the first free from 7860 if left out")
     add_options(parser)
     options = vars(parser.parse_args(argv))
+    web, port = options.pop("web"), options.pop("port")
+    if web:
+        if options.pop("prompt") is not None:
+            raise ValueError("chat: -p answers in the terminal; leave it or --web out")
+        from fledge.chat.web import serve
+
+        return serve(sampling=Sampling.of(options), port=port, **options)
+    if port is not None:
+        raise ValueError("chat: --port is the page's; add --web")
     from fledge.chat.terminal import chat
 
     return chat(sampling=Sampling.of(options), **options)

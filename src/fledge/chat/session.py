@@ -52,7 +52,9 @@ class Session:
 
     def reset(self, _: str = "") -> str:
         """Forget what was said, and draw answers as from the beginning."""
-        if self.sampling.seed is not None:
+        if self.sampling.seed is None:
+            torch.seed()  # or every process would draw the same
+        else:
             torch.manual_seed(self.sampling.seed)
         begun: Messages = [{"role": "system", "content": self.system}] if self.system else []
         self.histories = dict.fromkeys(self.speakers, begun)
