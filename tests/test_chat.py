@@ -398,6 +398,8 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         (["--min_p", "1.5"], "--min_p 1.5: must be between 0 and 1"),
         (["--repetition_penalty", "0"], "--repetition_penalty 0.0: must be above 0"),
         (["--device", "quantum"], "--device quantum: not on this machine"),
+        (["--port", "7860"], "chat: --port goes with --web, and -p without it"),
+        (["--web"], "chat: --port goes with --web, and -p without it"),
     ],
 )
 def test_options_that_make_no_sense(

@@ -237,23 +237,20 @@ def _chat(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="RUN_OR_FOLDER")
     parser.add_argument("-p", dest="prompt", metavar="PROMPT", help="answer this and leave")
     parser.add_argument("--system", metavar="PROMPT", help="a system prompt")
-    parser.add_argument(
-        "--compare", action="store_true", help="ask the base, SFT and DPO models of a run side by side"
-    )
+    parser.add_argument("--compare", action="store_true", help="ask base, SFT and DPO models of a run side by side")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1; the fastest there is if left out")
     parser.add_argument("--web", action="store_true", help="a page on this machine instead of the terminal")
     parser.add_argument("--port", type=int, metavar="N", help="of the page; the first free from 7860 if left out")
     add_options(parser)
     options = vars(parser.parse_args(argv))
     web, port = options.pop("web"), options.pop("port")
+    if (port is not None and not web) or (web and options["prompt"] is not None):
+        raise ValueError("chat: --port goes with --web, and -p without it")
     if web:
-        if options.pop("prompt") is not None:
-            raise ValueError("chat: -p answers in the terminal; leave it or --web out")
         from fledge.chat.web import serve
 
+        del options["prompt"]
         return serve(sampling=Sampling.of(options), port=port, **options)
-    if port is not None:
-        raise ValueError("chat: --port is the page's; add --web")
     from fledge.chat.terminal import chat
 
     return chat(sampling=Sampling.of(options), **options)
