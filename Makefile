@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz soak audit interop smoke-all lint schema docs bench-prepare clean
+.PHONY: install demo test slow reliability fuzz soak web-test audit interop smoke-all lint schema docs bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -20,7 +20,11 @@ test: lint  ## the whole test suite
 
 slow: install  ## the tests that CI leaves out
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,scale]"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/e2e/test_web.py --ignore tests/e2e/test_llama_cpp.py --ignore tests/e2e/test_serve.py
+
+web-test: install  ## the page of fledge chat --web in a browser: apt-get install chromium chromium-driver fonts-noto-cjk
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,web-test]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_web.py
 
 reliability: install  ## every fault at every change of a run's folder: hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/e2e/test_crashes.py \

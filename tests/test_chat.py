@@ -1,5 +1,6 @@
 """Chat: the real command on a tiny random model, its answers, its memory, and Ctrl-C."""
 
+import html
 import io
 import json
 import os
@@ -335,7 +336,7 @@ def test_the_page_answers_as_the_terminal_does(
         assert url.startswith("http://127.0.0.1:")
         client = Client(url, verbose=False, analytics_enabled=False)
         *_, (_, _, _, file, chat) = client.submit("hello", *settings, api_name="/ask")
-        assert [turn["content"][0]["text"] for turn in chat] == ["hello", wanted]
+        assert [html.unescape(turn["content"][0]["text"]) for turn in chat] == ["hello", wanted]
         assert json.loads(Path(file).read_text())[0] == {"role": "user", "content": "hello"}
         *_, (box, _, said, _, chat) = client.submit("so " * 60, *settings, api_name="/ask")
         assert "the model has room for 48 beside the answer" in said["value"] and len(chat) == 2

@@ -205,15 +205,14 @@ def _inspect(argv: Sequence[str]) -> int:
 
 
 def _report(argv: Sequence[str]) -> int:
-    about = "Write one page about a run, or one that compares several."
-    parser = _Parser("fledge report", description=about, allow_abbrev=False)
+    parser = _Parser("fledge report", description="A page about a run, or of several compared.", allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    where = "where the page goes, .md and .json beside it; report.html or comparison.html in the first RUN if left out"
+    where = "where the page goes, .md and .json beside it; into the first RUN if left out"
     parser.add_argument("--html", type=Path, metavar="PATH", help=where)
-    options = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
     from fledge.results.report import report
 
-    print(report(**vars(options)))
+    print(report(**options))
     return 0
 
 

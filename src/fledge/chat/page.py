@@ -157,7 +157,7 @@ class Page:
 
     def view(self, talk: Talk, said: list[str], coming: dict[str, Messages] | None = None) -> dict[Any, Any]:
         """What the page shows: the conversations, the answers that are still coming, and what is said about them."""
-        chats = {chat: talk.shown[name] + (coming or {}).get(name, []) for name, chat in self.chats.items()}
+        chats = {chat: as_text(talk.shown[name] + (coming or {}).get(name, [])) for name, chat in self.chats.items()}
         return {self.talk: talk, self.said: gr.Textbox("\n".join(said), visible=bool(said)), **chats}
 
     def file(self, talk: Talk) -> str | None:
@@ -215,6 +215,11 @@ def stop(talk: Talk | None) -> None:
 def pair(text: str, answer: str) -> Messages:
     """A turn."""
     return [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+def as_text(messages: Messages) -> Messages:
+    """What Gradio shows as this very text: without Markdown it still takes it for HTML."""
+    return [{**message, "content": escape(message["content"], quote=False)} for message in messages]
 
 
 def chatbot(name: str, height: str) -> gr.Chatbot:
