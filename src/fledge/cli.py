@@ -207,8 +207,7 @@ def _inspect(argv: Sequence[str]) -> int:
 def _report(argv: Sequence[str]) -> int:
     parser = _Parser("fledge report", description="A page about a run, or of several compared.", allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    where = "where the page goes, .md and .json beside it; into the first RUN if left out"
-    parser.add_argument("--html", type=Path, metavar="PATH", help=where)
+    parser.add_argument("--html", type=Path, metavar="PATH", help="the page; in the first RUN if left out")
     options = vars(parser.parse_args(argv))
     from fledge.results.report import report
 
