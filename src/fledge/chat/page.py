@@ -223,8 +223,8 @@ def as_text(messages: Messages) -> Messages:
 
 
 def chatbot(name: str, height: str) -> gr.Chatbot:
-    """A conversation, as plain text."""
-    look = {"height": height, "min_width": 280, "buttons": ["copy"], "feedback_options": None, "elem_classes": "talk"}
+    """A conversation, as plain text; without a button to copy it, which would copy what `as_text` escaped."""
+    look = {"height": height, "min_width": 280, "buttons": [], "feedback_options": None, "elem_classes": "talk"}
     return gr.Chatbot(label=name, show_label=bool(name), render_markdown=False, **look)
 
 
