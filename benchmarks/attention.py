@@ -1,14 +1,14 @@
-"""Attention of packed rows on a CPU, forward and backward: within documents beside a mask over the row.
+"""Attention of packed rows, forward and backward: within documents beside a mask over the row.
 
 python benchmarks/attention.py                          # rows of 512 to 16,384 tokens; the table and attention.svg
 python benchmarks/attention.py --rows 512 --heads 4 --rounds 1
 
-varlen   fledge.training.documents: documents of about one length side by side
+varlen   fledge.training.varlen: torch's varlen_attn on a GPU, documents of about one length side by side on a CPU
 sdpa     torch's fused attention under a mask that keeps documents apart, as transformers makes it of position ids
 eager    all scores of a row in memory, under the same mask; up to rows of 4,096
 
-Rows of documents of 100 tokens, and rows that are one document. In bfloat16, 4,096 tokens at least at a time, 8 heads
-of 64. Milliseconds for 1,000 tokens, medians, interleaved; the ratio is to varlen.
+Rows of documents of 100 tokens, and rows that are one document. In bfloat16, 8 heads of 64, on a CPU at least 4,096
+tokens at a time and on a GPU 65,536. Milliseconds for 1,000 tokens, medians, interleaved; the ratio is to varlen.
 """
 
 import argparse
@@ -20,11 +20,13 @@ from pathlib import Path
 import torch
 from common import table, write
 
+from fledge.machine import on_cpu
 from fledge.results.charts import Chart, line_chart
-from fledge.training.documents import attend
+from fledge.training.varlen import varlen_attention
 
 
-TOKENS, WIDTH, MOST_FOR_EAGER = 4096, 64, 4096
+DEVICE, TOKENS = ("cpu", 4096) if on_cpu() else ("cuda", 65_536)
+WIDTH, MOST_FOR_EAGER = 64, 4096
 COLOURS = ("#2a6fb0", "#c2571a", "#4d8f3a", "#8a5cb8")
 STYLE = "text{font:11px sans-serif;fill:#555}.line{fill:none;stroke-width:1.5}.grid,.axis{stroke:#ccc}"
 
@@ -39,14 +41,15 @@ def ways(length: int, document: int, heads: int) -> dict[str, Callable[[], None]
     """Each way's forward and backward pass over rows of `length` tokens."""
     rows = max(1, TOKENS // length)
     lengths = [document] * (length // document) + [length % document] * bool(length % document)
-    begins = torch.tensor([0, *lengths * rows]).cumsum(0).int()
-    mask = mask_of(lengths, length)
-    states = [torch.randn(rows, heads, length, WIDTH).bfloat16().requires_grad_() for _ in range(3)]
-    towards = torch.randn(rows, heads, length, WIDTH).bfloat16()
+    begins = torch.tensor([0, *lengths * rows]).cumsum(0).int().to(DEVICE)
+    mask = mask_of(lengths, length).to(DEVICE)
+    shape = {"size": (rows, length, heads, WIDTH), "dtype": torch.bfloat16, "device": DEVICE}
+    states = [torch.randn(**shape).transpose(1, 2).requires_grad_() for _ in range(3)]  # they lie as a model has them
+    towards = torch.randn(**shape).transpose(1, 2)
+    documents = {"cu_seq_lens_q": begins, "max_length_q": max(lengths)}
 
     def varlen() -> torch.Tensor:
-        flat = (part.transpose(1, 2).flatten(0, 1) for part in states)
-        return attend(*flat, begins, WIDTH**-0.5).unflatten(0, (rows, length)).transpose(1, 2)
+        return varlen_attention(None, *states, None, WIDTH**-0.5, **documents)[0].transpose(1, 2)
 
     def sdpa() -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=mask)
@@ -68,6 +71,8 @@ def measure(length: int, document: int, given: argparse.Namespace) -> dict[str, 
         for name, run in tried.items():
             began = time.perf_counter()
             run()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - began)
     tokens = max(TOKENS, length)
     return {name: statistics.median(times[1:]) / tokens * 1e6 for name, times in seconds.items()}
@@ -90,8 +95,9 @@ def main() -> None:
             one = {"row": length, "document": document or length, "varlen": 0.0, "sdpa": 0.0, "eager": None}
             found.append(one | times | {"sdpa / varlen": None, "eager / varlen": None} | ratios)
             print(f"{length} tokens, documents of {document or length}: {times}", flush=True)
-    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}\n\n{table(found)}")
-    write(given.json, {"torch": torch.__version__, "threads": torch.get_num_threads(), "runs": found})
+    machine = f"{torch.get_num_threads()} threads" if DEVICE == "cpu" else torch.cuda.get_device_name()
+    print(f"\n{machine}, torch {torch.__version__}\n\n{table(found)}")
+    write(given.json, {"machine": machine, "torch": torch.__version__, "runs": found})
     if given.svg:
         given.svg.write_text(drawing(found, given.document), encoding="utf-8")
 

@@ -143,6 +143,7 @@ def main() -> None:
     )
     options.add_argument("--compile", nargs="+", choices=YES_NO, default=YES_NO)
     options.add_argument("--checkpointing", nargs="+", choices=YES_NO, default=YES_NO)
+    options.add_argument("--vocab_size", type=int, help="in place of the recipe's")
     options.add_argument("--tokens_per_step", type=int, default=32_768, help="reached by accumulation")
     options.add_argument("--steps", type=int, default=5, help=f"timed ones, after {WARM}; 5 if left out")
     options.add_argument("--json", type=Path, metavar="PATH", help="gpu.json beside this file; of --tiny none")
@@ -157,26 +158,27 @@ def main() -> None:
         options.error("no CUDA GPU here; --device cpu --tiny runs the whole path without one")
     flash = ("flash_attention_2",) if is_flash_attn_2_available() else ()
     backends = given.attention or (("sdpa",) if cpu else ("varlen", "sdpa", *flash))
+    machine = "a CPU, for the path and not for figures" if cpu else torch.cuda.get_device_name()
+    path = given.json or (None if given.tiny else Path(__file__).with_name("gpu.json"))
     found: list[dict[str, Any]] = []
     for name in given.recipes:
         keys, length, own = describe(name, given.tiny)
+        keys["vocab_size"] = given.vocab_size or keys["vocab_size"]
         sizes = given.micro_batch or ([own] if given.tiny else sorted({max(1, own // 2), own, own * 2}))
         for size, attention, compiled, checkpointing in product(sizes, backends, given.compile, given.checkpointing):
-            cell = {"recipe": name, "row": length, "micro-batch": size, "attention": attention}
-            cell |= {"compiled": YES_NO[compiled], "checkpointing": YES_NO[checkpointing]}
+            cell = {"recipe": name, "vocabulary": keys["vocab_size"], "row": length, "micro-batch": size}
+            cell |= {"attention": attention, "compiled": YES_NO[compiled], "checkpointing": YES_NO[checkpointing]}
             try:
                 cell |= measure(keys, cell, given)
             except torch.OutOfMemoryError:
                 cell |= {"tokens/s": "out of memory", "TFLOP/s": None, "MFU": None, "PaLM": None, "GiB": None}
             found.append(cell)
             print(json.dumps(cell), flush=True)
+            write(path, {"machine": machine, "torch": torch.__version__, "steps": given.steps, "runs": found})
             gc.collect()  # the model before this one, or it would count as memory of the next
             if not cpu:
                 torch.cuda.empty_cache()
-    machine = "a CPU, for the path and not for figures" if cpu else torch.cuda.get_device_name()
     print(f"\n{machine}, torch {torch.__version__}, {given.steps} steps\n\n{table(found)}")
-    path = given.json or (None if given.tiny else Path(__file__).with_name("gpu.json"))
-    write(path, {"machine": machine, "torch": torch.__version__, "steps": given.steps, "runs": found})
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def test_the_path_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     runs = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["runs"]
     assert [run["checkpointing"] for run in runs] == [True, False]
     for run in runs:
-        assert (run["recipe"], run["row"], run["micro-batch"], run["attention"]) == ("lillm", 64, 2, "sdpa")
+        assert [run[key] for key in ("recipe", "vocabulary", "row", "attention")] == ["lillm", 1000, 64, "sdpa"]
         assert run["tokens/s"] > 0 and 0 < run["MFU"] < run["PaLM"] < 1
-        assert f"| lillm | 64 | 2 | sdpa | no | {'yes' if run['checkpointing'] else 'no'} | " in done.stdout
+        assert f"| lillm | 1,000 | 64 | 2 | sdpa | no | {'yes' if run['checkpointing'] else 'no'} | " in done.stdout
 
 
 def test_attention_is_measured_and_drawn(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """What one H100 took, as benchmarks/h100.json holds it, beside what `fledge plan` says of the same recipes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fledge.planning.compute import flops_per_token
+from fledge.planning.compute import flops_per_token, strict_flops_per_token
 from fledge.planning.job import Job, read_jobs
 from fledge.planning.memory import Place, peak
 
@@ -34,8 +35,24 @@ def test_the_page_states_the_figures() -> None:
         cells += [f"{run['tokens_per_second']:,}", f"{run['peak_gpu_gib']:.1f}"]
         assert f"| {' | '.join(cells)} |" in PAGE
     compiled, plain, masked = (run["tokens_per_second"] for run in RUNS[:3])
-    job = job_of(RUNS[0])
-    per_token = flops_per_token(job.shape, job.length)
-    assert f"{compiled * per_token / 989e12:.0%} of the 989 TFLOP/s" in PAGE
-    assert f"Not compiled it is {plain * per_token / 989e12:.0%}" in PAGE
+    products = strict_flops_per_token(job_of(RUNS[0]).shape, 0)
+    shares = [f"{tokens * products / 989e12:.0%}" for tokens in (compiled, plain)]
+    assert f"reaches {shares[0]} of the 989 TFLOP/s that the card is sold with, and {shares[1]} not compiled" in PAGE
     assert f"was {plain / masked:.2f} times as fast as `sdpa`" in PAGE
+
+
+def test_the_page_states_what_every_shape_reached() -> None:
+    runs = json.loads((ROOT / "benchmarks" / "gpu.json").read_text(encoding="utf-8"))["runs"]
+    for run in runs:
+        yes_no = [{True: "yes", False: "no"}[run[key]] for key in ("compiled", "checkpointing")]
+        cells = [run["recipe"], f"{run['vocabulary']:,}", f"{run['row']:,}", str(run["micro-batch"]), run["attention"]]
+        cells += [*yes_no, f"{run['tokens/s']:,.0f}"]
+        assert f"| {' | '.join(cells)} | " in PAGE
+        job = read_jobs(ROOT / "recipes" / run["recipe"] / "pretrain.yaml")[0]
+        shape = replace(job.shape, vocab_size=run["vocabulary"])
+        for key, per_token in (("MFU", strict_flops_per_token), ("PaLM", flops_per_token)):
+            assert run[key] == pytest.approx(run["tokens/s"] * per_token(shape, run["row"]) / 989e12, abs=1e-3)
+    narrow, wide = (
+        run["tokens/s"] for run in runs if (run["recipe"], run["micro-batch"]) == ("transformer-1b-chat", 8)
+    )
+    assert f"{wide / narrow:.2f} times as\n  fast" in PAGE

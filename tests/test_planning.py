@@ -334,6 +334,7 @@ def test_a_plan_to_read(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1,105,827,840 = embedding 131,084,288 + body 974,743,552" in text
     assert "19,070 steps, 19,996,344,320 tokens" in text
     assert "6N + 12LdT" in text and "6M + 6LdT" in text
+    assert "no multiple of 64 is slow on a GPU; model_config.vocab_size: 32064 is not" in text  # its own is 32,003
     assert "13.6 h" in text and "326" in text  # 13.588 h x 8 GPUs x 3 dollars
     assert "Planned by arithmetic" in text
     assert max(map(len, text.splitlines())) <= 140

@@ -30,7 +30,8 @@ TOLERANCE = 1e-4
 LN_2 = math.log(2)
 SHARDED = ["zero1", "zero2", "zero3", "fsdp2"]
 ADAPTER = "adapter_model.safetensors"
-SHORT = "--muon_learning_rate null --max_steps 3 --save_steps 2 --eval_steps 3"
+SHORT = "--muon_learning_rate null --max_steps 3 --save_steps 2 --eval_steps 3 --decay_ratio null"
+SHORT += " --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs.min_lr 3.0e-4"  # reads the optimizer
 
 
 def on_cpus(workspace: Workspace, engine: str, processes: int) -> str:

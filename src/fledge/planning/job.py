@@ -14,6 +14,9 @@ from fledge.recipe import Recipe, load_recipe
 from .shape import NotKnown, Shape, adapter_parameters, read_shape
 
 
+TILE = 64
+"""An H100 trained Transformer-1B-Chat 1.19 times as fast with 32,064 entries as with 32,003 (benchmarks/README.md)."""
+
 LORA_TARGETS = "all-linear"
 """What LoRA adapts where a recipe names no modules."""
 
@@ -146,6 +149,11 @@ def _beside(folder: Path) -> list[Recipe]:
 def _job(recipe: Recipe, recipes: list[Recipe]) -> Job:
     values, notes = recipe.values, []
     shape = _shape(recipe, recipes, notes)
+    if recipe.stage == "pretrain" and shape.vocab_size % TILE:
+        wider = -(-shape.vocab_size // TILE) * TILE
+        notes.append(
+            f"a vocabulary that is no multiple of {TILE} is slow on a GPU; model_config.vocab_size: {wider} is not"
+        )
     if recipe.stage == "dpo":
         length = values.get("max_length", schema.load("dpo")["properties"]["max_length"]["default"])
         rows_per_step, rows, sources = values["pairs_per_step"], _pairs(Path(values["pairs"]), recipes), []

@@ -72,6 +72,8 @@ class StageTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """`decay_ratio` of all steps becomes warmup_stable_decay's num_decay_steps, which knows no ratios."""
+        if self.is_deepspeed_enabled:  # ZeRO's optimizer has no defaults, and a schedule to a `min_lr` reads them
+            self.optimizer.defaults = {"lr": self.args.learning_rate}
         if self.decay_ratio is not None:
             kwargs = dict(self.args.lr_scheduler_kwargs or {})
             kwargs["num_decay_steps"] = round(self.decay_ratio * num_training_steps)
