@@ -4,11 +4,13 @@ import html
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,16 @@ def test_models_of_a_run_answer_side_by_side(
     assert "fewer than two of pretrain, sft, dpo in it are finished" in capsys.readouterr().err
 
 
+def test_the_document_names_every_option_and_its_default() -> None:
+    text = (SOURCE.parent / "docs" / "chat.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| `--(\w+)` \| (\S+) \|", text, re.MULTILINE))
+    words = {None: "none", False: "no"}
+    assert said == {
+        one.name: f"{one.default:g}" if type(one.default) in (int, float) else words[one.default]
+        for one in fields(Sampling)
+    }
+
+
 def test_without_a_seed_two_answers_differ(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = set()
     for _ in range(2):
@@ -322,10 +334,11 @@ def test_without_gradio_the_page_says_what_to_install(
 
 
 def test_the_page_answers_as_the_terminal_does(
-    changed: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    changed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked over HTTP, by gradio's own client, while the command waits for Ctrl-C."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # and back, when this is over
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder, options = str(changed("config.json", max_position_embeddings=64)), ["--max_new_tokens", "16"]
     assert main(["chat", folder, "-p", "hello", "--greedy", *options]) == 0
     wanted = capsys.readouterr().out.removesuffix("\n")

@@ -79,9 +79,12 @@ class Visitor:
 
 @pytest.fixture
 def visit(
-    browser: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    browser: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[[Path, Callable[[Visitor], None], list[str]], None]:
     """Run the command, and have somebody on its page while it waits for Ctrl-C."""
+
+    # gradio keeps the folder of the first page of a process, and here there are several.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def run(folder: Path, does: Callable[[Visitor], None], options: list[str]) -> None:
         def wait(_: Any) -> None:

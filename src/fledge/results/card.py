@@ -63,7 +63,7 @@ KEYS = (
 )
 """Hyperparameters that a reader compares with other models' first; recipe.json has them all."""
 
-REACHED = ("steps", "tokens", "pairs", "final_loss", "step0_loss", "tokens_per_second", "engine", "processes")
+REACHED = ("steps", "tokens", "pairs", "final_loss", "step0_loss", "tokens_per_second", "mfu", "engine", "processes")
 
 LIMITS = """\
 It is a small model. It makes mistakes and makes things up, knows nothing after its training text, and may repeat what
