@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz soak web-test audit interop smoke-all lint schema docs bench-prepare clean
+.PHONY: install demo test slow reliability fuzz soak web-test audit interop smoke-all lint schema docs bench bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -50,6 +50,9 @@ smoke-all: install  ## every system end to end, shrunk to minutes on a CPU; what
 docs: install  ## the pages, into build/docs; a warning or a broken link between them is an error, other hosts are not asked
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/sphinx-build -W --keep-going --nitpicky --fresh-env --quiet -b html docs build/docs
+
+bench: install  ## every table of benchmarks/README.md but the GPU's, after make demo, with nothing else running
+	for name in prepare attention loss overheads generation sft dpo; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-prepare: install  ## how fast text becomes rows, beside three usual ways: benchmarks/README.md
 	$(BIN)/python benchmarks/prepare.py

@@ -33,7 +33,7 @@ def test_every_benchmark_says_what_it_measures(path: Path) -> None:
     done = benchmark(path, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{path.name}" in done.stdout
-    assert path.stem in {*OF_A_RUN, "prepare", "gpu", "attention"}
+    assert path.stem in {*OF_A_RUN, "prepare", "gpu", "attention", "loss"}
 
 
 def test_without_a_run_a_benchmark_says_where_one_comes_from(tmp_path: Path) -> None:
@@ -63,6 +63,17 @@ def test_attention_is_measured_and_drawn(tmp_path: Path) -> None:
     runs = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["runs"]
     assert [run["document"] for run in runs] == [50, 256] and all(run["varlen"] > 0 for run in runs)
     assert "varlen, whole rows" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_the_loss_is_that_of_full_logits_in_every_way(tmp_path: Path) -> None:
+    words = ("--vocabularies", "512", "--tokens", "64", "--rounds", "1", "--json", str(tmp_path / "loss.json"))
+    done = benchmark(ROOT / "benchmarks" / "loss.py", *words)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "loss.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["way"] for run in runs] == ["logits", "torch", "trl", "fledge"]
+    for run in runs:
+        assert run["gradients"] < 0.02  # bfloat16
+        assert run["loss"] < (0.05 if run["way"] == "torch" else 2e-3), run  # torch's is rounded to bfloat16
 
 
 @pytest.mark.slow

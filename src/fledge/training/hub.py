@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -52,14 +53,14 @@ def check_hub(recipe: Recipe, values: dict[str, object]) -> None:
 
 
 class Courier:
-    """Puts models into the outbox of a run and starts what empties it, one process at a time."""
+    """Puts models into the outbox of a run, and has one process beside training that empties it."""
 
     def __init__(self, args: TrainingArguments, seconds: float) -> None:
         self.outbox = Outbox(Path(args.output_dir))
         self.every_save = args.hub_strategy == "every_save"
         self.repo, self.private = args.hub_model_id, args.hub_private_repo
         self.seconds = seconds
-        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
 
     def put(self, folder: Path, step: int | None = None, tokens: float = 0.0) -> None:
         """Let a model wait; it is on its way only after `go`.
@@ -72,13 +73,18 @@ class Courier:
         self.outbox.put(folder, Parcel(self.repo, revision, tag, self.private))
 
     def go(self) -> None:
-        """Start emptying the outbox, unless that is under way; returns at once."""
-        if self._process is None or self._process.poll() is not None:
-            environment = {key: value for key, value in os.environ.items() if key not in OF_A_LAUNCH}
-            command = [sys.executable, "-m", "fledge.publishing", str(self.outbox.folder.parent)]
-            environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # its errors are to be seen, its progress is not
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, env=environment, **quiet)
+        """Have the outbox emptied; returns at once."""
+        if self._process.poll() is not None:
+            self._start()
+        with suppress(BrokenPipeError):  # it has died since; the next call starts another
+            os.write(self._process.stdin.fileno(), b"\n")
+
+    def _start(self) -> None:
+        environment = {key: value for key, value in os.environ.items() if key not in OF_A_LAUNCH}
+        environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # its errors are to be seen, its progress is not
+        command = [sys.executable, "-m", "fledge.publishing", str(self.outbox.folder.parent)]
+        quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, env=environment, bufsize=0, **quiet)
 
     def finish(self) -> None:
         """Wait for all that waits, for so many seconds at most.
@@ -89,8 +95,9 @@ class Courier:
         deadline = time.monotonic() + self.seconds
         waiting = len(self.outbox.waiting())
         logger.info("pushing %d revision(s) to %s, for %.0f s at most", waiting, self.repo, self.seconds)
-        for _ in range(2):  # one that was under way may have begun before the last was put
+        for _ in range(2):
             self.go()
+            self._process.stdin.close()
             try:
                 self._process.wait(deadline - time.monotonic())
             except subprocess.TimeoutExpired:
