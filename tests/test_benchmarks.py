@@ -65,6 +65,7 @@ def test_attention_is_measured_and_drawn(tmp_path: Path) -> None:
     assert "varlen, whole rows" in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_full_logits_in_every_way(tmp_path: Path) -> None:
     words = ("--vocabularies", "512", "--tokens", "64", "--rounds", "1", "--json", str(tmp_path / "loss.json"))
     done = benchmark(ROOT / "benchmarks" / "loss.py", *words)
