@@ -19,6 +19,7 @@ FLOORS = [
         "corpora",
         "data_arguments",
         "files",
+        "help",
         "layouts",
         "machine",
         "model",

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from fledge import __version__
+from fledge import __version__, help
 from fledge.causes import NotPushed, leave_with, tell_cause
 from fledge.files import is_full_disk
 from fledge.launching import log_progress
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
+        print(help.overview(STAGES, OTHERS))
         return 0
     if argv[0] == "--version":
         print(f"fledge {__version__}")
@@ -97,7 +97,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def _stage(stage: str, argv: Sequence[str]) -> int:
     if "-h" in argv or "--help" in argv:
-        print(_stage_help(stage))
+        print(help.of_stage(stage, STAGES[stage]))
         return 0
     if not argv or argv[0].startswith("-"):
         raise ValueError(f"{stage}: a recipe comes first: fledge {stage} RECIPE.yaml [--key value ...]")
@@ -252,48 +252,3 @@ def _chat(argv: Sequence[str]) -> int:
     from fledge.chat.terminal import chat
 
     return chat(sampling=Sampling.of(options), **options)
-
-
-def _help() -> str:
-    def table(commands: dict[str, str]) -> str:
-        return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
-
-    return f"""fledge raises a small language model.
-
-  fledge STAGE RECIPE.yaml [--key value ...]
-  fledge run RECIPE_FOLDER [--on LAYOUT] [--only STAGE] [--from STAGE] [--smoke]
-  fledge launch RECIPE --on LAYOUT [--via accelerate|slurm|ray] [--nodes N] [--key value ...]
-  accelerate launch --config_file LAYOUT.yaml -m fledge STAGE RECIPE.yaml [--key value ...]
-
-Stages, in order:
-{table(STAGES)}
-
-Besides:
-{table(OTHERS)}
-
-fledge COMMAND --help says what a command takes; fledge --version, which fledge this is."""
-
-
-def _stage_help(stage: str) -> str:
-    from dataclasses import fields
-    from textwrap import fill
-
-    from fledge import arguments, schema
-    from fledge.schema.check import expected
-
-    keys = schema.load(stage)
-    required = set(keys["required"])
-    own = [field.name for field in fields(arguments.STAGES[stage])]
-    own += sorted(required.difference(own))
-    lines = [f"fledge {stage} RECIPE.yaml [--key value ...]: {STAGES[stage]}", "", "Keys of the recipe:"]
-    for name in own:
-        key = keys["properties"][name]
-        default = f"{key['default']!r} if left out" if "default" in key else "may be left out"
-        lines.append(f"  {name}: {expected(key)}; {'required' if name in required else default}")
-        lines.append(fill(key["description"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
-    if stage in arguments.LIBRARY:
-        others = ", ".join(sorted(set(keys["properties"]).difference(own)))
-        lines += ["", f"and those of {arguments.LIBRARY[stage]}, with the meaning they have there:"]
-        lines.append(fill(others, 100, initial_indent="  ", subsequent_indent="  "))
-        lines += ["", "--allow-change KEY: go on from a checkpoint although KEY has changed since"]
-    return "\n".join(lines)
