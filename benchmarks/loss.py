@@ -9,13 +9,12 @@ trl           trl.kernels.ChunkedLogProbFunction, what TRL's fused head takes wh
 fledge        fledge.training.cpu_head, which stands in for it on a CPU, its loops compiled
 
 Forward and backward in bfloat16, 512 wide, each way and vocabulary in a process of its own. `ms` are for 1,000 tokens;
-`MB` is what the process took at its fullest beyond inputs and gradients; `loss` and `gradients` are the differences to
+`MB` is what the process took at its fullest beyond the inputs; `loss` and `gradients` are the differences to
 full logits in float32: of the loss, and of both gradients in the norm, relative.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -59,8 +58,10 @@ def ways() -> dict[str, Loss]:
     return {"logits": logits, "torch": torch_chunks, "trl": trl, "fledge": fledge}
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory(what: str) -> float:
+    """MB of this process: VmRSS, or VmHWM, the most since it was last reset (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) / 1024
 
 
 def measure(way: str, vocabulary: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -78,8 +79,8 @@ def measure(way: str, vocabulary: int, given: argparse.Namespace) -> dict[str, A
     hidden = torch.randn(given.tokens, WIDTH, requires_grad=True)
     weight = (torch.randn(vocabulary, WIDTH) / WIDTH**0.5).requires_grad_()
     targets = torch.randint(vocabulary, (given.tokens,))
-    hidden.grad, weight.grad = torch.zeros_like(hidden), torch.zeros_like(weight)
-    before, seconds = peak(), []
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before, seconds = memory("VmRSS"), []
     for _ in range(given.rounds + 1):  # the first warms up
         hidden.grad, weight.grad = None, None
         began = time.perf_counter()
@@ -87,7 +88,7 @@ def measure(way: str, vocabulary: int, given: argparse.Namespace) -> dict[str, A
             loss = loss_of(hidden, weight, targets)
         loss.backward()
         seconds.append(time.perf_counter() - began)
-    took, found = peak() - before, [hidden.grad, weight.grad]
+    took, found = memory("VmHWM") - before, [hidden.grad, weight.grad]
     hidden.grad, weight.grad = None, None
     exact = logits(hidden, weight, targets)
     exact.backward()
@@ -103,7 +104,7 @@ def measure(way: str, vocabulary: int, given: argparse.Namespace) -> dict[str, A
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--vocabularies", type=int, nargs="+", default=[8192, 32_768, 131_072], metavar="V")
-    options.add_argument("--tokens", type=int, default=4096)
+    options.add_argument("--tokens", type=int, default=2048)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
     options.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
