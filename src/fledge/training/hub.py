@@ -95,7 +95,7 @@ class Courier:
         deadline = time.monotonic() + self.seconds
         waiting = len(self.outbox.waiting())
         logger.info("pushing %d revision(s) to %s, for %.0f s at most", waiting, self.repo, self.seconds)
-        for _ in range(2):
+        for _ in range(2):  # a second try for what failed
             self.go()
             self._process.stdin.close()
             try:
