@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -40,6 +42,16 @@ from fledge.training.trainer import Pretrainer
 LENGTH = 80
 STEPS = {"pretrain": pretrain, "sft": sft}
 QUIET = {"bf16": False, "torch_compile": False, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+FAULTS = """
+import resource, sys, torch
+from fledge.machine import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(60):
+    torch.ones(16 << 20)  # 64 MiB, 16,384 pages
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 SGD = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
 
 
@@ -481,3 +493,11 @@ def test_wandb_stays_on_this_machine(run_stage: Callable[..., Path], monkeypatch
 def test_trackers_that_cannot_be_told(tmp_path: Path, report_to: str | list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         set_up_trackers(recipe(tmp_path, "export", model_name_or_path="m"), {"report_to": report_to})
+
+
+def test_freed_memory_is_kept_and_its_pages_are_not_faulted_in_again() -> None:
+    def faults(what: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS, what], check=True, capture_output=True).stdout)
+
+    assert faults("given back") > 60 * 16_000  # all pages every time
+    assert faults("kept") < 15 * 16_384

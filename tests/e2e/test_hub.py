@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
 from fledge.publishing.outbox import FILES
+from fledge.training.hub import Courier
 
 from .hub import Hub, hub
 from .nursery import KILL, Lived, Nursery, nursery
@@ -138,6 +141,27 @@ def test_killed_while_it_pushes_every_revision_arrives(
     assert done.code == 0, done.text
     is_the_unbroken_run(mine)
     has_arrived(mine, loopback)
+
+
+def test_a_pushing_process_that_dies_is_started_again(
+    chain: Workspace, loopback: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in loopback.environment(TOKEN).items():
+        monkeypatch.setenv(key, value)
+    args = TrainingArguments(str(tmp_path / "run"), push_to_hub=True, hub_model_id=REPO, use_cpu=True)
+    courier = Courier(args, seconds=120)
+    first = courier._process
+    first.kill()
+    first.wait()
+
+    courier.put(chain.run_folder / "pretrain", step=4, tokens=6144)
+    courier.go()
+
+    assert courier._process.pid != first.pid
+    courier._process.kill()  # with a revision before it, or in its hands
+    courier.put(chain.run_folder / "pretrain")
+    courier.finish()
+    assert {*loopback.repos[REPO]} == {"main", "step-4"} and loopback.tags[REPO] == {"tokens-6144": "step-4"}
 
 
 @pytest.mark.parametrize("layout", ["cpu", pytest.param("cpu_2proc", marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import BatchEncoding, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.data.load import load_model, load_tokenizer
-from fledge.machine import choose_bf16, on_cpu
+from fledge.machine import choose_bf16, keep_freed_memory, on_cpu
 
 
 KEPT = 0.8
@@ -30,6 +30,8 @@ def load(folder: str, key: str = "model_name_or_path") -> tuple[PreTrainedModel,
     Raises:
         ValueError: what is wrong with the folder that the recipe's `key` names.
     """
+    if on_cpu():
+        keep_freed_memory()
     tokenizer, model = load_tokenizer(folder, key), load_model(folder, key)
     return model.eval().to("cpu" if on_cpu() else "cuda"), tokenizer
 

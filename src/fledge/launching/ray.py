@@ -19,7 +19,7 @@ from fledge.training.checkpoints import refuse_other_layout
 
 from . import log_progress
 from .launch import Job
-from .process import ALLOCATOR, threads
+from .process import threads
 
 
 FROM_ACCELERATE = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "OMP_NUM_THREADS")
@@ -55,7 +55,7 @@ def train(job: Job) -> int:
         run_config=RunConfig(
             name=recipe.name,
             storage_path=str((recipe.output_dir.parent / "ray").resolve()),
-            worker_runtime_env={"env_vars": {**ALLOCATOR, **environment(layout)}},
+            worker_runtime_env={"env_vars": environment(layout)},
         ),
     )
     try:

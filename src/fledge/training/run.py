@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from fledge.layouts import launched_engine
-from fledge.machine import choose_compile, has_compiler, is_main_process, on_cpu
+from fledge.machine import choose_compile, has_compiler, is_main_process, keep_freed_memory, on_cpu
 from fledge.model.build import decoder_layers
 from fledge.preempted import Preempted
 from fledge.recipe import Recipe, resolved
@@ -60,6 +60,7 @@ def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, b
         tokens: tokens this stage will train on, for the estimate of `torch_compile: auto`.
     """
     if on_cpu():
+        keep_freed_memory()
         cpu_head.install()
         if tokens > TOKENS_FOR_TILES and has_compiler():
             cpu_head.compile_tiles()
