@@ -22,13 +22,15 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=3, help="how often each is measured, interleaved; 3 if left out")
     made.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
     made.add_argument("--way", help=argparse.SUPPRESS)
+    made.add_argument("--round", type=int, default=0, help=argparse.SUPPRESS)
     return made
 
 
 def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) -> dict[str, list[Figures]]:
     """Measure every way round after round and print the table; `key` is the figure whose ratio to the first is shown.
 
-    A way gets the parsed options and returns its figures, numbers in the table and anything else in the JSON.
+    A way gets the parsed options, `round` among them, and returns its figures, numbers in the table and anything else
+    in the JSON.
     """
     given = options.parse_args()
     if not given.run.is_dir():
@@ -37,9 +39,9 @@ def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) ->
         print(json.dumps(ways[given.way](given)))
         raise SystemExit
     found: dict[str, list[Figures]] = {way: [] for way in ways}
-    for _ in range(given.rounds):
+    for number in range(given.rounds):
         for way in ways:
-            found[way].append(child([*sys.argv, "--way", way]))
+            found[way].append(child([*sys.argv, "--round", str(number), "--way", way]))
     medians = {way: medians_of(rounds) for way, rounds in found.items()}
     first = next(iter(medians.values()))[key]
     rows = [{"way": way, **own, "ratio": own[key] / first} for way, own in medians.items()]
@@ -73,7 +75,9 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 def written(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
-    return {True: "yes", False: "no", None: ""}.get(cell, f"{cell:,}" if isinstance(cell, int) else str(cell))
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def write(path: Path | None, figures: dict[str, Any]) -> None:

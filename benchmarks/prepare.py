@@ -54,10 +54,10 @@ def make_text(path: Path, megabytes: float) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def make_tokenizer(folder: Path, text: Path) -> None:
+def make_tokenizer(folder: Path, text: Path, vocabulary: int = VOCABULARY) -> None:
     """The tokenizer that fledge's own stage trains on it."""
     (folder / "tokenizer.yaml").write_text(
-        f"datasets: [{{path: {text}}}]\nvocab_size: {VOCABULARY}\nchat_template: {folder}/template.jinja\n"
+        f"datasets: [{{path: {text}}}]\nvocab_size: {vocabulary}\nchat_template: {folder}/template.jinja\n"
         f"output_dir: {folder}/tokenizer\nspecial_tokens: ['<|system|>', '<|user|>', '<|assistant|>']\n"
     )
     shutil.copy(Path(__file__).parents[1] / "chat_templates" / "fledge.jinja", folder / "template.jinja")

@@ -28,7 +28,7 @@ STAGES = {
     "sft": ["--per_device_train_batch_size", "1", "--save_steps", "2"],
     "dpo": ["--per_device_train_batch_size", "1", "--save_strategy", "steps", "--save_steps", "2"],
 }
-OF_TIME = ("second", "runtime", "data_wait", "mfu")
+OF_TIME = ("second", "time", "data_wait", "mfu")
 FEW = 2
 """Changes that a quick test takes of each stage."""
 
