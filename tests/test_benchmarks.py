@@ -33,7 +33,7 @@ def test_every_benchmark_says_what_it_measures(path: Path) -> None:
     done = benchmark(path, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{path.name}" in done.stdout
-    assert path.stem in {*OF_A_RUN, "prepare", "gpu", "attention", "loss", "quality", "step"}
+    assert path.stem in {*OF_A_RUN, "prepare", "gpu", "attention", "hub", "loss", "quality", "step"}
 
 
 def test_without_a_run_a_benchmark_says_where_one_comes_from(tmp_path: Path) -> None:
