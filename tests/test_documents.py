@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from fledge.training import blocked
 from fledge.training.documents import SHORT, STEP, attend, layout
 
 
@@ -54,6 +55,34 @@ def test_it_is_one_document_after_the_other(
     )
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, atol=tolerance * (1 + theirs.abs().max().item()), rtol=0)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_backward_pass_in_blocks_is_as_near_to_float32_as_torchs(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [blocked.BLOCK + 1, 300, 2 * blocked.BLOCK, 2 * blocked.BLOCK + 1, 3 * blocked.BLOCK - 5, 40]
+    given = states(sum(lengths), 6, 3, torch.bfloat16)
+    exact = [part.detach().float().requires_grad_() for part in given]
+    towards = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad(one_by_one(*exact, lengths), exact, towards)
+
+    def errors() -> list[float]:
+        attended = attend(*given, begins(lengths), 0.3)
+        found = torch.autograd.grad(attended, given, towards.bfloat16())
+        return [
+            ((ours.float() - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(found, wanted, strict=True)
+        ]
+
+    monkeypatch.setattr(blocked, "_compiled", {})
+    of_torch = errors()
+    if compiled:
+        blocked.compile_loop()
+    else:
+        monkeypatch.setitem(blocked._compiled, "shares", blocked._shares)
+    of_blocks = errors()
+    assert of_blocks != of_torch  # the other way was taken
+    assert max(of_torch) < 0.01 and max(of_blocks) < 0.01
 
 
 def test_every_token_has_one_place_and_comes_back() -> None:

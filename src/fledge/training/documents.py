@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from . import blocked
+
 
 SHORT = 256
 """Up to this length all scores of a document are held, which is faster; torch's fused attention starts slowly."""
@@ -56,11 +58,13 @@ def _attend_alike(states: list[torch.Tensor], scaling: float, dropout: float) ->
     query, key, value = states
     documents, heads, length, _ = query.shape
     grouped = heads // key.shape[1]
-    if length > SHORT:
+    if length > SHORT and not blocked.pays(query, dropout):
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped > 1
         )
     key, value = (one.repeat_interleave(grouped, 1) if grouped > 1 else one for one in (key, value))
+    if length > SHORT:
+        return blocked.BlockedAttention.apply(query, key, value, scaling)
     query, key, value = (one.flatten(0, 1) for one in (query, key, value))
     future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
     shares = torch.baddbmm(future, query, key.transpose(1, 2), alpha=scaling).softmax(-1)

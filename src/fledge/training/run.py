@@ -24,7 +24,7 @@ from fledge.preempted import Preempted
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import MADE_ROOM, Record, read_metrics, versions
 
-from . import cpu_head, order
+from . import blocked, cpu_head, order
 from .arguments import values_of
 from .checkpoints import made_from, newest_checkpoint, newest_marked
 from .engine import in_bf16, refuse_other
@@ -37,7 +37,7 @@ from .watchdog import Watchdog
 
 
 TOKENS_FOR_TILES = 100_000
-"""Above this many tokens the few seconds that compiling the head's loops takes are soon earned back."""
+"""Above this many tokens the few seconds that compiling the loops of head and attention takes are soon earned back."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, b
         cpu_head.install()
         if tokens > TOKENS_FOR_TILES and has_compiler():
             cpu_head.compile_tiles()
+            blocked.compile_loop()
     if choose_compile(torch_compile, model.num_parameters(), tokens, bf16):
         for layer in decoder_layers(model):
             layer.compile()
