@@ -62,13 +62,15 @@ def _attend_alike(states: list[torch.Tensor], scaling: float, dropout: float) ->
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped > 1
         )
-    key, value = (one.repeat_interleave(grouped, 1) if grouped > 1 else one for one in (key, value))
     if length > SHORT:
+        key, value = (one.repeat_interleave(grouped, 1) if grouped > 1 else one for one in (key, value))
         return blocked.BlockedAttention.apply(query, key, value, scaling)
-    query, key, value = (one.flatten(0, 1) for one in (query, key, value))
-    future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+    # The queries that share keys stand below each other, (D * K, grouped * L, E): nothing is repeated.
+    query = query.unflatten(1, (-1, grouped)).flatten(0, 1).flatten(1, 2)
+    key, value = (one.flatten(0, 1) for one in (key, value))
+    future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1).repeat(grouped, 1)
     shares = torch.baddbmm(future, query, key.transpose(1, 2), alpha=scaling).softmax(-1)
-    return torch.dropout(shares, dropout, train=True).bmm(value).unflatten(0, (documents, heads))
+    return torch.dropout(shares, dropout, train=True).bmm(value).view(documents, heads, length, -1)
 
 
 @lru_cache(maxsize=4)  # the layers of a model ask for the same, and forward and backward of a checkpointed one
