@@ -21,7 +21,7 @@ from fledge.recipe import Recipe
 from fledge.results.record import read_metrics
 from fledge.training.arguments import library_arguments
 from fledge.training.lora import lora_config
-from fledge.training.run import finish, speed_up, start, train
+from fledge.training.run import finish, speed_up, speed_up_cpu, start, train
 from fledge.training.trainer import StageTrainer
 from fledge.training.varlen import padded_attention
 
@@ -53,6 +53,8 @@ def main(recipe: Recipe) -> None:
     alone = is_adapter(keys.model_name_or_path) and not adapter
     reference = load_model(keys.model_name_or_path, "model_name_or_path", attention) if alone else None
 
+    if args.precompute_ref_log_probs:  # making the trainer reads the reference, by the head that training will have
+        speed_up_cpu(len(pairs) * tokens_per_pair)
     trainer = DpoTrainer(
         model=model,
         ref_model=reference,

@@ -26,6 +26,8 @@ _compiled: dict[str, Any] = {}
 
 def compile_loop() -> None:
     """Take this way from now on; without a compiler its loop would be several, and torch's kernel is faster."""
+    if _compiled:
+        return
     _compiled["shares"] = torch.compile(_shares, dynamic=True)
 
 

@@ -38,6 +38,8 @@ _compiled: dict[str, Any] = {}
 
 def compile_tiles() -> None:
     """Compile the element-wise loops from now on; a few seconds, once a process."""
+    if _compiled:
+        return
     _compiled["statistics"] = torch.compile(_tile_statistics, dynamic=False)
     _compiled["gradient"] = torch.compile(_tile_gradient, dynamic=False)
 

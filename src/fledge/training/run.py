@@ -51,20 +51,30 @@ def start(recipe: Recipe, args: TrainingArguments) -> Record:
     return Record(recipe, values_of(args), is_main_process())
 
 
+def speed_up_cpu(tokens: float) -> None:
+    """Make the fused head, and attention within documents, fast on a CPU; elsewhere nothing.
+
+    Args:
+        tokens: that they will see, for whether compiling their loops pays.
+    """
+    if not on_cpu():
+        return
+    keep_freed_memory()
+    cpu_head.install()
+    if tokens > TOKENS_FOR_TILES and has_compiler():
+        cpu_head.compile_tiles()
+        blocked.compile_loop()
+
+
 def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, bf16: bool) -> None:
-    """Make the fused head fast on a CPU and compile the decoder layers where that pays.
+    """`speed_up_cpu`, and compile the decoder layers where that pays.
 
     Layers, not the model: they share one graph, so it compiles once, and their names in checkpoints stay.
 
     Args:
         tokens: tokens this stage will train on, for the estimate of `torch_compile: auto`.
     """
-    if on_cpu():
-        keep_freed_memory()
-        cpu_head.install()
-        if tokens > TOKENS_FOR_TILES and has_compiler():
-            cpu_head.compile_tiles()
-            blocked.compile_loop()
+    speed_up_cpu(tokens)
     if choose_compile(torch_compile, model.num_parameters(), tokens, bf16):
         for layer in decoder_layers(model):
             layer.compile()
