@@ -361,8 +361,8 @@ def test_a_save_that_was_interrupted_is_set_aside(
 # --- DPO
 
 
-@pytest.mark.parametrize("precompute", [True, False])
-def test_dpo_begins_at_ln_2(pretrained: Path, tmp_path: Path, precompute: bool) -> None:
+@pytest.mark.parametrize(("precompute", "bf16"), [(True, False), (False, False), (True, True)])
+def test_dpo_begins_at_ln_2(pretrained: Path, tmp_path: Path, precompute: bool, bf16: bool) -> None:
     turns = [[{"role": "user", "content": text}] for text in TEXTS]
     answers = [[{"role": "assistant", "content": text[::-1]}] for text in TEXTS]
     made = {"form": "any", "made": "here", "rejected_score": 0.0}
@@ -376,14 +376,15 @@ def test_dpo_begins_at_ln_2(pretrained: Path, tmp_path: Path, precompute: bool) 
         "max_length": 160,
     }
     stated |= {"per_device_train_batch_size": 2, "precompute_ref_log_probs": precompute, "learning_rate": 0.01}
-    made = recipe(tmp_path, "dpo", **QUIET, **stated)
+    stated |= QUIET | {"bf16": bf16, "attn_implementation": "eager"}
+    made = recipe(tmp_path, "dpo", **stated)
     dpo.main(made)
     results = read_json(made.output_dir / "summary.json")["results"]
     assert results["step0_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert results["pairs"] == len(TEXTS)
     before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, made.output_dir))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    tight = recipe(tmp_path, "dpo", **QUIET, **{**stated, "max_length": 16})
+    tight = recipe(tmp_path, "dpo", **stated | {"max_length": 16})
     with pytest.raises(ValueError, match=r"row 1: chosen has \d+ tokens with its prompt, and max_length is 16"):
         dpo.main(tight)
 
