@@ -52,7 +52,7 @@ docs: install  ## the pages, into build/docs; a warning or a broken link between
 	$(BIN)/sphinx-build -W --keep-going --nitpicky --fresh-env --quiet -b html docs build/docs
 
 bench: install  ## every table of benchmarks/README.md but the GPU's, after make demo, with nothing else running
-	for name in prepare attention loss overheads generation sft dpo; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in prepare attention loss step overheads hub generation sft dpo quality; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-prepare: install  ## how fast text becomes rows, beside three usual ways: benchmarks/README.md
 	$(BIN)/python benchmarks/prepare.py

@@ -26,15 +26,21 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
+def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given; ends where there is no such run."""
+    given = options.parse_args()
+    if not given.run.is_dir():
+        options.error(f"{given.run}: no such folder; make demo makes it")
+    return given
+
+
 def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) -> dict[str, list[Figures]]:
     """Measure every way round after round and print the table; `key` is the figure whose ratio to the first is shown.
 
     A way gets the parsed options, `round` among them, and returns its figures, numbers in the table and anything else
     in the JSON.
     """
-    given = options.parse_args()
-    if not given.run.is_dir():
-        options.error(f"{given.run}: no such folder; make demo makes it")
+    given = parsed(options)
     if given.way:
         print(json.dumps(ways[given.way](given)))
         raise SystemExit

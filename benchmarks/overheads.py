@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, parser, table, write
+from common import ROOT, parsed, parser, table, write
 
 
 WANTED = {"help": "< 0.3 s", "start": "< 12 s", "saving": "< 5%", "data wait": "< 1%"}
@@ -49,9 +49,7 @@ def pretrain(run: Path, steps: int, folder: str) -> dict[str, float]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=310, help="of pretraining; 310, the recipe's, if left out")
-    given = options.parse_args()
-    if not given.run.is_dir():
-        options.error(f"{given.run}: no such folder; make demo makes it")
+    given = parsed(options)
     found = []
     for _ in range(given.rounds):
         with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Figures, compare, parser
+from common import ROOT, Figures, compare, parsed, parser
 
 
 TRIED, WARM = 20, 8
@@ -132,7 +132,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=300.0, help="of training; 300 if left out")
     options.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
     options.add_argument("--change", action="append", default=[], metavar="KEYS", help="of the recipe, for a row more")
-    given = options.parse_args()
+    given = parsed(options)
     ways: dict[str, Any] = {}
     if given.nanogpt:
         ways["nanogpt, tuned"] = partial(nanogpt, tuned=True, settings=TUNED)

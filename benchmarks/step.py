@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Figures, compare, parser
+from common import ROOT, Figures, compare, parsed, parser
 
 
 WARM = 5
@@ -181,7 +181,7 @@ def main() -> None:
     options.add_argument("--ways", nargs="+", metavar="WAY", help="some of the table's; all if left out")
     options.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
     options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    given = parsed(options)
     ways = {"fledge": fledge, "trainer": trainer, "trainer, tuned": partial(trainer, bf16=True, torch_compile=True)}
     if given.nanogpt:
         ways |= {"nanogpt": nanogpt, "nanogpt, tuned": partial(nanogpt, tuned=True)}
