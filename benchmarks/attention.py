@@ -19,18 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import table, write
+from common import drawn, table, write
 
 from fledge.machine import on_cpu
-from fledge.results.charts import Chart, line_chart
+from fledge.results.charts import Chart
 from fledge.training.run import speed_up_cpu
 from fledge.training.varlen import varlen_attention
 
 
 DEVICE, TOKENS = ("cpu", 4096) if on_cpu() else ("cuda", 65_536)
 WIDTH, MOST_FOR_EAGER = 64, 4096
-COLOURS = ("#2a6fb0", "#c2571a", "#4d8f3a", "#8a5cb8")
-STYLE = "text{font:11px sans-serif;fill:#555}.line{fill:none;stroke-width:1.5}.grid,.axis{stroke:#ccc}"
 
 
 def mask_of(lengths: list[int], length: int) -> torch.Tensor:
@@ -106,20 +104,14 @@ def main() -> None:
 
 
 def drawing(found: list[dict[str, float]], document: int) -> str:
-    """Cost against row length, an SVG of its own."""
+    """Cost against row length."""
     kinds = {f"documents of {document}": True, "whole rows": False}
     lines = {
         f"{way}, {kind}": [(one["row"], one[way]) for one in found if (one["document"] == document) == is_short]
         for way in ("varlen", "sdpa")
         for kind, is_short in kinds.items()
     }
-    chart = line_chart(Chart("attention", "ms for 1,000 tokens", lines, (0,)))
-    styles = "".join(f".line.s{i}{{stroke:{c}}}circle.s{i}{{fill:{c}}}" for i, c in enumerate(COLOURS))
-    names = "".join(
-        f'<text x="60" y="{24 + 13 * i}" style="fill:{COLOURS[i]}">{name}</text>' for i, name in enumerate(lines)
-    )
-    opened, _, rest = chart.partition(">")
-    return f'{opened} xmlns="http://www.w3.org/2000/svg"><style>{STYLE}{styles}</style>{names}{rest}\n'
+    return drawn(Chart("attention", "ms for 1,000 tokens", lines, (0,), "tokens of a row", is_wide=True))
 
 
 if __name__ == "__main__":

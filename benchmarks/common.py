@@ -11,6 +11,8 @@ from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
+COLOURS = ("#2a6fb0", "#c2571a", "#4d8f3a", "#8a5cb8")
+STYLE = "text{font:11px sans-serif;fill:#555}.line{fill:none;stroke-width:1.5}.grid,.axis{stroke:#ccc}"
 Figures = dict[str, Any]
 Way = Callable[[argparse.Namespace], Figures]
 
@@ -84,6 +86,19 @@ def written(cell: Any) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def drawn(chart: Any) -> str:
+    """A chart of fledge.results.charts as an SVG of its own."""
+    from fledge.results.charts import line_chart
+
+    styles = "".join(f".line.s{i}{{stroke:{c}}}circle.s{i}{{fill:{c}}}" for i, c in enumerate(COLOURS))
+    tones = zip(chart.series, COLOURS, strict=False)
+    names = "".join(
+        f'<text x="60" y="{24 + 13 * i}" style="fill:{tone}">{name}</text>' for i, (name, tone) in enumerate(tones)
+    )
+    opened, _, rest = line_chart(chart).partition(">")
+    return f'{opened} xmlns="http://www.w3.org/2000/svg"><style>{STYLE}{styles}</style>{names}{rest}\n'
 
 
 def write(path: Path | None, figures: dict[str, Any]) -> None:

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import child, table, write
+from common import child, drawn, table, write
 from torch.nn.functional import cross_entropy, linear_cross_entropy
+
+from fledge.results.charts import Chart
 
 
 WIDTH = 512
@@ -107,6 +109,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=2048)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
+    options.add_argument("--svg", type=Path, metavar="PATH", help="draw memory against the vocabulary here")
     options.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.one:
@@ -120,6 +123,12 @@ def main() -> None:
             print(json.dumps(one), flush=True)
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, {given.tokens} tokens\n\n{table(found)}")
     write(given.json, {"torch": torch.__version__, "tokens": given.tokens, "runs": found})
+    if given.svg:
+        lines = {way: [(one["vocabulary"], one["MB"]) for one in found if one["way"] == way] for way in ways()}
+        chart = Chart(
+            "loss", "MB", lines, (0,), f"entries of the vocabulary; MB, {given.tokens:,} tokens", is_wide=True
+        )
+        given.svg.write_text(drawn(chart), encoding="utf-8")
 
 
 if __name__ == "__main__":
