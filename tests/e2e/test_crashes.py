@@ -128,8 +128,11 @@ def test_killed_twice(patient: Patient, every: int | None) -> None:
 def test_the_disk_full_at_any_change(patient: Patient, every: int | None) -> None:
     for at in changes(patient, every):
         full = patient.run(DISK_FULL, at)
-        assert full.code == 2, full.text
-        assert "Traceback" not in full.text and "the same command goes on" in full.text, full.text
+        if at == patient.unbroken.changes:  # summary.json is renamed, which needs no room, and nothing comes after it
+            assert full.code == 0, full.text
+        else:
+            assert full.code == 2, full.text
+            assert "Traceback" not in full.text and "the same command goes on" in full.text, full.text
         patient.recovers()
 
 
