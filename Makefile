@@ -26,7 +26,7 @@ web-test: install  ## the page of fledge chat --web in a browser: apt-get instal
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,web-test]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/e2e/test_web.py
 
-reliability: install  ## every fault at every change of a run's folder: hours
+reliability: install  ## every fault at every change of a run's folder: an hour on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/e2e/test_crashes.py \
 		tests/e2e/test_lost_processes.py tests/e2e/test_preemption.py tests/e2e/test_faults.py tests/e2e/test_hub.py
 
