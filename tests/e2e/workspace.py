@@ -38,9 +38,9 @@ class Finished:
 
     @property
     def tail(self) -> str:
-        """For a failing assert: the last 30 lines of everything."""
+        """For a failing assert: the last 150 lines of everything; a launcher's own words are the last 50 of them."""
         lines = [line for line in self.text.splitlines() if line.strip()]
-        return "\n".join([f"{' '.join(self.command)} ended with {self.code}", *lines[-30:]])
+        return "\n".join([f"{' '.join(self.command)} ended with {self.code}", *lines[-150:]])
 
     def steps(self) -> dict[str, str]:
         """What `fledge run` said of each stage: `unchanged, skipped`, `left out`, or the path of the recipe it ran."""
