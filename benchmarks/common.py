@@ -59,6 +59,16 @@ def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) ->
     return found
 
 
+def tokens_of(prepared: Path) -> Any:
+    """All tokens of prepared rows, one after another."""
+    import numpy as np
+
+    from fledge.data.prepared import load_prepared
+
+    rows = load_prepared(prepared)[0]
+    return np.concatenate([rows[index]["input_ids"] for index in range(len(rows))])
+
+
 def child(command: list[str]) -> Figures:
     """What a Python script prints on its last line, as JSON."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Figures, compare, parsed, parser
+from common import ROOT, Figures, compare, parsed, parser, tokens_of
 
 
 TRIED, WARM = 20, 8
@@ -79,15 +79,12 @@ def fledge(given: argparse.Namespace, change: str = "") -> Figures:
 
 
 def nanogpt(given: argparse.Namespace, tuned: bool, settings: dict[str, Any]) -> Figures:
-    import numpy as np
     import torch
     from nanogpt import train
 
     from fledge.data.load import load_tokenizer
-    from fledge.data.prepared import load_prepared
 
-    rows = load_prepared(given.run / "prepare")[0]
-    ids = np.concatenate([rows[index]["input_ids"] for index in range(len(rows))])
+    ids = tokens_of(given.run / "prepare")
     vocabulary = len(load_tokenizer(str(given.run / "tokenizer"), "tokenizer"))
     seeded = partial(train, given.nanogpt.resolve(), ids, vocabulary, tuned, given.round + 1, **settings)
     tried, _ = seeded(max_iters=TRIED - 1)

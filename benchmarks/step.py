@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Figures, compare, parsed, parser
+from common import ROOT, Figures, compare, parsed, parser, tokens_of
 
 
 WARM = 5
@@ -74,16 +74,6 @@ def recipe_of(given: argparse.Namespace, words: tuple[str, ...] = ()) -> Any:
     from fledge.recipe import load_recipe
 
     return load_recipe("pretrain", ROOT / "recipes" / SHAPES[given.shape][0] / "pretrain.yaml", words)
-
-
-def tokens_of(given: argparse.Namespace) -> Any:
-    """All tokens of the rows, one after another."""
-    import numpy as np
-
-    from fledge.data.prepared import load_prepared
-
-    rows = load_prepared(source(given) / "prepare")[0]
-    return np.concatenate([rows[index]["input_ids"] for index in range(len(rows))])
 
 
 def figures(given: argparse.Namespace, ends: list[float], shape: dict[str, Any]) -> Figures:
@@ -138,7 +128,7 @@ def trainer(given: argparse.Namespace, **tuned: Any) -> Figures:
     vocabulary = len(load_tokenizer(str(source(given) / "tokenizer"), "tokenizer"))
     keys = {"vocab_size": vocabulary, **recipe_of(given).values["model_config"]}
     keys.pop("scaled_residual_init")
-    ids, count = tokens_of(given), rows * (given.steps + WARM)
+    ids, count = tokens_of(source(given) / "prepare"), rows * (given.steps + WARM)
     data = [
         {"input_ids": ids[at : at + length], "labels": ids[at : at + length]}
         for at in range(0, count * length, length)
@@ -169,7 +159,7 @@ def nanogpt(given: argparse.Namespace, tuned: bool = False) -> Figures:
     named = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
     shape = {short: model[name] for short, name in named.items()}
     settings = {"block_size": length, "batch_size": rows, "max_iters": given.steps + WARM - 1}
-    ends, _ = train(given.nanogpt, tokens_of(given), vocabulary, tuned, **shape, **settings)
+    ends, _ = train(given.nanogpt, tokens_of(source(given) / "prepare"), vocabulary, tuned, **shape, **settings)
     return figures(given, ends, {"model_type": "gpt2", "vocab_size": vocabulary, "n_positions": length, **shape})
 
 
@@ -177,7 +167,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shape", choices=SHAPES, default="lillm")
     options.add_argument("--documents", choices=DOCUMENTS, default="whole", help="of lilLM's rows")
-    options.add_argument("--steps", type=int, default=20, help=f"timed ones, after {WARM}; 20 if left out")
+    # Fewer than 25, and the pretrain stage would find that compiling its head does not pay.
+    options.add_argument("--steps", type=int, default=25, help=f"timed ones, after {WARM}; 25 if left out")
     options.add_argument("--ways", nargs="+", metavar="WAY", help="some of the table's; all if left out")
     options.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
     options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -185,6 +176,10 @@ def main() -> None:
     ways = {"fledge": fledge, "trainer": trainer, "trainer, tuned": partial(trainer, bf16=True, torch_compile=True)}
     if given.nanogpt:
         ways |= {"nanogpt": nanogpt, "nanogpt, tuned": partial(nanogpt, tuned=True)}
+    if unknown := {*(given.ways or ())} - {*ways}:
+        options.error(
+            f"--ways: no {', '.join(sorted(unknown))}; there are {', '.join(ways)}, and nanoGPT's with --nanogpt"
+        )
     chosen = {name: way for name, way in ways.items() if name in (given.ways or ways)}
     with contextlib.ExitStack() as stack:
         if given.shape == "lillm" and not given.work:
