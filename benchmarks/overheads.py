@@ -4,6 +4,7 @@ python benchmarks/overheads.py            # after make demo: its tokenizer and r
 
 help        seconds of `fledge --help`, in a process of its own
 start       seconds from the start of a `fledge pretrain` process until its first step begins: imports, data, model
+first words seconds until the first words of an answer appear, after the question, in a `fledge chat` that has loaded
 saving      share of the stage's time that its checkpoints take, at the recipe's two in a run
 data wait   share of the training time that a step waits for its rows
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from common import ROOT, parsed, parser, table, write
 
 
-WANTED = {"help": "< 0.3 s", "start": "< 12 s", "saving": "< 5%", "data wait": "< 1%"}
+WANTED = {"help": "< 0.3 s", "start": "< 12 s", "first words": "< 0.3 s", "saving": "< 5%", "data wait": "< 1%"}
 
 
 def fledge(*words: str) -> float:
@@ -46,6 +47,25 @@ def pretrain(run: Path, steps: int, folder: str) -> dict[str, float]:
     }
 
 
+def first_words(run: Path) -> float:
+    """Seconds from the first question until its answer begins."""
+    command = [sys.executable, "-m", "fledge", "chat", str(run)]
+    piped = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, bufsize=0, **piped) as chat:
+        chat.stdin.write(b"/params\n")
+        said = []
+        while not (line := chat.stderr.readline()).startswith(b"("):  # it is loaded when it answers
+            said.append(line)
+            if not line:
+                raise SystemExit(f"fledge chat failed:\n{b''.join(said).decode()}")
+        began = time.perf_counter()
+        chat.stdin.write("写一首五言绝句，题为《山行》。\n".encode())
+        chat.stdout.read(1)
+        seconds = time.perf_counter() - began
+        chat.communicate()
+    return seconds
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=310, help="of pretraining; 310, the recipe's, if left out")
@@ -53,7 +73,8 @@ def main() -> None:
     found = []
     for _ in range(given.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            found.append({"help": fledge("--help"), **pretrain(given.run.resolve(), given.steps, f"{folder}/run")})
+            own = {"help": fledge("--help"), "first words": first_words(given.run.resolve())}
+            found.append(own | pretrain(given.run.resolve(), given.steps, f"{folder}/run"))
     medians = {name: statistics.median(each[name] for each in found) for name in WANTED}
     print(f"\noverheads: medians of {given.rounds}, {given.steps} steps of tang-poems\n")
     print(table({"what": name, "measured": value, "wanted": WANTED[name]} for name, value in medians.items()))

@@ -132,6 +132,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fledge {fledge.__version__}\n"
 
 
+def test_a_reader_that_has_left_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    done = subprocess.run(
+        [sys.executable, "-m", "fledge", "--help"], env=environment, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")  # 128 and SIGPIPE, as any command before `| head`
+
+
 def test_the_help_of_a_stage_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dpo", "--help"]) == 0
     text = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -54,7 +55,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 2 after a mistake of the user, which is a ValueError."""
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except ValueError as error:
         # Every process of a launch finds most mistakes; the first one says so, and then the launcher ends the others.
         # A process that is still there after a while is the only one that found this one.
@@ -67,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         return leave_with(NotPushed.exit_code, reason)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if not is_full_disk(error):
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -75,6 +82,16 @@ def main(argv: list[str] | None = None) -> int:
         return leave_with(
             2, f"no room on the disk: {error}; make some, and the same command goes on from what is whole"
         )
+
+
+def _reader_has_left() -> bool:
+    """Whether it is stdout that nobody reads any more, as after `| head`; then nothing is written to it again."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _dispatch(argv: Sequence[str]) -> int:

@@ -44,6 +44,9 @@ def attend(
 ) -> torch.Tensor:
     """Causal attention of N tokens within their documents, (N, H, E)."""
     groups, there, back = layout(begins.numpy().tobytes())
+    if len(groups) == 1 and len(there) == len(query):  # documents of one length stand as they are wanted
+        states = [states.unflatten(0, groups[0]).transpose(1, 2) for states in (query, key, value)]
+        return _attend_alike(states, scaling, dropout).transpose(1, 2).flatten(0, 1)
     sizes = [count * length for count, length in groups]
     apart = zip(*(_Moved.apply(states, there, back).split(sizes) for states in (query, key, value)), strict=True)
     done = [
@@ -63,7 +66,6 @@ def _attend_alike(states: list[torch.Tensor], scaling: float, dropout: float) ->
             query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped > 1
         )
     if length > SHORT:
-        key, value = (one.repeat_interleave(grouped, 1) if grouped > 1 else one for one in (key, value))
         return blocked.BlockedAttention.apply(query, key, value, scaling)
     # The queries that share keys stand below each other, (D * K, grouped * L, E): nothing is repeated.
     query = query.unflatten(1, (-1, grouped)).flatten(0, 1).flatten(1, 2)
