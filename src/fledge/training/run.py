@@ -1,5 +1,6 @@
 """How every training stage begins and ends, in four plain calls: start, speed_up, train, finish."""
 
+import atexit
 import logging
 from contextlib import suppress
 from functools import cache
@@ -98,6 +99,8 @@ def train(
         mean_length: tokens of the document that the mean token is in.
     """
     refuse_other(trainer)
+    if on_cpu():
+        atexit.register(_leave_group)
     if trainer.is_deepspeed_enabled and trainer.spikes.policy == "skip":
         raise ValueError("loss_spike: skip: ZeRO updates in its backward pass, so nothing can be left out; write stop")
     trainer.tokens_per_step = tokens_per_step
@@ -132,6 +135,12 @@ def train(
         record.note(MADE_ROOM, step=trainer.state.global_step)
         raise Preempted(f"asked to make room: stopped after {at} with a checkpoint; the same command goes on from it")
     return callback
+
+
+def _leave_group() -> None:
+    """Gloo's threads, left to the end of Python, now and then abort a process that has done all its work."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _newest_for_all(output_dir: Path, processes: int) -> Path | None:
