@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -74,10 +75,11 @@ def srun(words: list[str]) -> int:
 
 
 def scancel(words: list[str]) -> int:
-    """`--signal=NAME JOB`: the signal to every task of the last step."""
+    """`--signal=NAME JOB`: the signal to every task of the last step; returns late, when the step may have ended."""
     options, _ = split(words)
     for task in (STATE / "tasks").read_text().split():
         os.kill(int(task), signal.Signals[f"SIG{options['signal']}"])
+    time.sleep(0.5)
     return 0
 
 

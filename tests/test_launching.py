@@ -188,7 +188,7 @@ srun --kill-on-bad-exit=1 --cpu-bind=none --open-mode=append --output="$LOGS/nod
 step=$!
 code=0
 wait "$step" || code=$?
-if kill -0 "$step" 2> /dev/null; then code=0; wait "$step" || code=$?; fi
+if [ "$code" -gt 128 ]; then code=0; wait "$step" || code=$?; fi
 if [ "$code" != 0 ] && {{ [ -n "$asked" ] || [ "$(cat "$FLEDGE_EXIT_CODE_FILE" 2> /dev/null)" = 75 ]; }}; then
     echo "fledge: made room, requeued"
     scontrol requeue "$SLURM_JOB_ID" || true

@@ -59,8 +59,8 @@ srun --kill-on-bad-exit=1 --cpu-bind=none --open-mode=append --output="$LOGS/nod
 step=$!
 code=0
 wait "$step" || code=$?
-# A signal ends `wait`, not the step.
-if kill -0 "$step" 2> /dev/null; then code=0; wait "$step" || code=$?; fi
+# A signal ends `wait`, not the step, whose code bash keeps until it is asked for, and afterwards.
+if [ "$code" -gt 128 ]; then code=0; wait "$step" || code=$?; fi
 {again}# {unpushed}: trained, and not all of it is on the hub. fledge publish sends the rest; the next stage can begin.
 if [ "$(cat "${file}" 2> /dev/null)" = {unpushed} ]; then code=0; fi
 exit "$code"
