@@ -60,9 +60,11 @@ def first_words(run: Path) -> float:
                 raise SystemExit(f"fledge chat failed:\n{b''.join(said).decode()}")
         began = time.perf_counter()
         chat.stdin.write("写一首五言绝句，题为《山行》。\n".encode())
-        chat.stdout.read(1)
+        answered = chat.stdout.read(1)
         seconds = time.perf_counter() - began
-        chat.communicate()
+        _, rest = chat.communicate()
+        if not answered:
+            raise SystemExit(f"fledge chat gave no answer:\n{rest.decode()}")
     return seconds
 
 
