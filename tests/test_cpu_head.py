@@ -1,6 +1,7 @@
 """The CPU head: the numbers of a plain log-softmax, tile by tile, compiled or not."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles from few tokens, and nothing compiled beforehand or afterwards."""
     monkeypatch.setattr(cpu_head, "TILE_TOKENS", 64)
     monkeypatch.setattr(cpu_head, "_compiled", {})
+    monkeypatch.setattr(cpu_head.CpuLogProbFunction, "alike", True)
 
 
 def log_prob_reference(
@@ -28,12 +30,12 @@ def log_prob_reference(
     return log_probs.detach(), entropy.detach(), logits.argmax(-1) == targets, hidden.grad, weight.grad
 
 
-def log_prob_inputs(tokens: int) -> tuple[torch.Tensor, ...]:
+def log_prob_inputs(tokens: int, alike: bool = False) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     hidden, weight = torch.randn(tokens, 32), torch.randn(200, 32) / 4
     targets = torch.randint(200, (tokens,))
     targets[::3] = (hidden @ weight.t()).argmax(-1)[::3]  # so that is_top1 is often true
-    return hidden, weight, targets, torch.rand(tokens) + 0.5
+    return hidden, weight, targets, torch.full((tokens,), -0.7) if alike else torch.rand(tokens) + 0.5
 
 
 def cpu_head_results(
@@ -52,27 +54,55 @@ def cpu_head_results(
 def test_cpu_head_is_log_softmax(compiled: bool) -> None:
     if compiled:
         cpu_head.compile_tiles()
-    inputs = log_prob_inputs(64 + 64 + 21)
-    for found, expected in zip(cpu_head_results(*inputs), log_prob_reference(*inputs), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # a loss that sums, one that does not, and the first again, which is no longer counted upon
+    for alike, counted_upon in ((True, True), (False, False), (True, False)):
+        inputs = log_prob_inputs(64 + 64 + 21, alike)
+        for found, expected in zip(cpu_head_results(*inputs), log_prob_reference(*inputs), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert cpu_head.CpuLogProbFunction.alike == counted_upon
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_cpu_head_of_a_weight_that_is_not_trained(alike: bool) -> None:
+    hidden, weight, targets, upstream = log_prob_inputs(100, alike)
+    wanted = log_prob_reference(hidden, weight, targets, upstream)[3]
+    hidden.requires_grad_()
+    cpu_head.CpuLogProbFunction.apply(hidden, weight, None, targets, 1.0, 256)[0].backward(upstream)
+    torch.testing.assert_close(hidden.grad, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_cpu_head_multiplies_a_tile_of_a_summed_loss_three_times() -> None:
+    wide = []
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
+                wide.append(given)
+            return function(*given, **(named or {}))
+
+    for alike, products in ((True, 3), (False, 3 + 3), (False, 4)):
+        inputs = log_prob_inputs(64, alike)
+        wide.clear()
+        with Products():
+            cpu_head_results(*inputs)
+        assert len(wide) == products
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_cpu_head_of_no_token_at_all(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if compiled:  # whole tiles, without waiting for a compiler
-        monkeypatch.setattr(
-            cpu_head, "_compiled", {"statistics": cpu_head._tile_statistics, "gradient": cpu_head._tile_gradient}
-        )
+        monkeypatch.setattr(cpu_head, "_compiled", {"statistics": cpu_head._tile_statistics})
     hidden, weight, targets, upstream = log_prob_inputs(3)
     found = cpu_head_results(hidden[:0], weight, targets[:0], upstream[:0])
     assert [len(value) for value in found[:3]] == [0, 0, 0]
     assert found[3].shape == (0, 32) and not found[4].any()
 
 
-def test_cpu_head_under_bf16_autocast() -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_cpu_head_under_bf16_autocast(alike: bool) -> None:
     # bfloat16 keeps 8 bits: a logit of up to 8 is off by 2^-6 at most. Sums over tiles are kept in float32, so that
     # the gradient of the weight, a sum over 32 tiles, is no worse than one of its terms.
-    inputs = log_prob_inputs(2048)
+    inputs = log_prob_inputs(2048, alike)
     with torch.autocast("cpu", torch.bfloat16):
         log_probs, entropy, _, *gradients = cpu_head_results(*inputs)
     expected_log_probs, expected_entropy, _, *expected_gradients = log_prob_reference(*inputs)

@@ -30,10 +30,11 @@ from fledge.data.collate import PackedCollator
 from fledge.data.pairs import write_pairs
 from fledge.data.prepared import load_prepared
 from fledge.files import read_json
+from fledge.model.configuration_fledge import FledgeConfig
 from fledge.model.modeling_fledge import FledgeForCausalLM
 from fledge.results.record import EVENTS, Record, read_lines, read_metrics
 from fledge.stages import dpo, prepare, pretrain, sft
-from fledge.training import cpu_head
+from fledge.training import cpu_head, run
 from fledge.training.arguments import accumulation, set_up_trackers
 from fledge.training.checkpoints import newest_checkpoint
 from fledge.training.trainer import Pretrainer
@@ -502,3 +503,34 @@ def test_freed_memory_is_kept_and_its_pages_are_not_faulted_in_again() -> None:
 
     assert faults("given back") > 60 * 16_000  # all pages every time
     assert faults("kept") < 15 * 16_384
+
+
+def test_compiled_layers_compute_what_is_cheap_again_in_place_of_keeping_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    rows = torch.randint(0, TINY["vocab_size"], (4, 256), generator=torch.Generator().manual_seed(0))
+    loss, gradients, kept = {}, {}, {}
+    for share in (1.0, run.KEPT_OF_LAYERS):
+        torch.compiler.reset()
+        monkeypatch.setattr(run, "KEPT_OF_LAYERS", share)
+        monkeypatch.setattr(torch._functorch.config, "activation_memory_budget", 1.0)
+        torch.manual_seed(0)
+        model = FledgeForCausalLM(FledgeConfig(**TINY | shape))
+        run.speed_up(model, True, tokens=0, bf16=True)
+        blocks: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, blocks: dict[int, int] = blocks) -> torch.Tensor:
+            blocks[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            loss[share] = model(rows, labels=rows).loss
+        loss[share].backward()
+        gradients[share] = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        kept[share] = sum(blocks.values())
+    less = 2 * rows.numel() * shape["intermediate_size"] * 2  # silu(gate) * up of each layer, in bfloat16
+    assert kept[run.KEPT_OF_LAYERS] <= kept[1.0] - less
+    assert torch.equal(loss[1.0], loss[run.KEPT_OF_LAYERS])
+    torch.testing.assert_close(*gradients.values(), rtol=1e-2, atol=1e-5)

@@ -17,31 +17,47 @@ TILE_TOKENS = 1024
 
 
 def _tile_statistics(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Logits (n, V), targets (n,) -> log-probability, log-partition, entropy, mean logit, is_top1, each (n,)."""
-    logits = logits.float()
+    """Logits (n, V), targets (n,) -> exp(logits - top) in their dtype, its sum; and what the head gives, each (n,)."""
+    dtype, logits = logits.dtype, logits.float()
     top = logits.amax(-1)
     exp = torch.exp(logits - top[:, None])
     total = exp.sum(-1)
     log_partition = top + torch.log(total)
     entropy = log_partition - (exp * logits).sum(-1) / total
     target_logit = logits.gather(-1, targets[:, None])[:, 0]
-    return target_logit - log_partition, log_partition, entropy, logits.mean(-1), target_logit >= top
-
-
-def _tile_gradient(logits: torch.Tensor, log_partition: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """Gradient of sum(grad * log_probs) in the logits, but for the targets: -grad * softmax, in the logits' dtype."""
-    return (-grad[:, None] * torch.exp(logits.float() - log_partition[:, None])).to(logits.dtype)
+    log_probs = target_logit - log_partition
+    return exp.to(dtype), total, log_probs, entropy, logits.mean(-1), target_logit >= top
 
 
 _compiled: dict[str, Any] = {}
 
 
 def compile_tiles() -> None:
-    """Compile the element-wise loops from now on; a few seconds, once a process."""
-    if _compiled:
-        return
-    _compiled["statistics"] = torch.compile(_tile_statistics, dynamic=False)
-    _compiled["gradient"] = torch.compile(_tile_gradient, dynamic=False)
+    """Compile the element-wise loop from now on; a few seconds, once a process."""
+    if not _compiled:
+        _compiled["statistics"] = torch.compile(_tile_statistics, dynamic=False)
+
+
+class _Gradients:
+    """Of sum(grad * log_probs) in the hidden states (N, D) and the weight (V, D): tile by tile, in float32."""
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, of_weight: bool) -> None:
+        self.weight = weight
+        self.of_hidden = torch.empty(hidden.shape)
+        self.of_weight = torch.zeros(weight.shape) if of_weight else None
+
+    def add(self, tile: slice, found: tuple[torch.Tensor, ...], hidden: torch.Tensor, grad: torch.Tensor) -> None:
+        """Take in a tile's hidden states, targets, and what the statistics have: its `exp` is written over.
+
+        softmax is exp / total: that quotient is taken of the narrow side of each product.
+        """
+        exp, total, targets = found
+        places = torch.arange(len(targets)), targets
+        exp[places] = (exp[places].float() - total).to(exp.dtype)
+        scale = (-grad / total)[:, None]
+        torch.mul(exp @ self.weight, scale, out=self.of_hidden[tile])
+        if self.of_weight is not None:
+            self.of_weight += exp.t() @ (hidden * scale).to(hidden.dtype)
 
 
 class CpuLogProbFunction(torch.autograd.Function):
@@ -49,7 +65,14 @@ class CpuLogProbFunction(torch.autograd.Function):
 
     Entropy, the mean logit and is_top1 are for logging and carry no gradient. Temperature, soft-capping, logit scale
     and bias are refused: no fledge model has them.
+
+    A loss that sums log-probabilities weighs all alike, so that the gradients can be taken but for that weight while
+    a tile's logits are there (as Liger's fused cross-entropy does). One that does not, DPO's, shows it at the first
+    backward pass; there and from then on the logits are computed once more.
     """
+
+    alike = True
+    """Whether every backward pass of this process weighed all log-probabilities alike."""
 
     @staticmethod
     def forward(
@@ -69,42 +92,50 @@ class CpuLogProbFunction(torch.autograd.Function):
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else hidden.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-        statistics = _compiled.get("statistics", _tile_statistics)
         count = len(hidden)
         if _compiled:  # whole tiles only, one at least: one shape, one compilation
             missing = max(TILE_TOKENS - count, -count % TILE_TOKENS)
             hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
-        tiles = [
-            statistics(hidden[start : start + TILE_TOKENS] @ weight.t(), targets[start : start + TILE_TOKENS])
-            for start in range(0, max(len(hidden), 1), TILE_TOKENS)  # one at least: a batch may have no label
-        ]
-        log_probs, log_partition, entropy, mean_logits, is_top1 = (
-            torch.cat(column) for column in zip(*tiles, strict=True)
-        )
-        ctx.save_for_backward(hidden, weight, targets, log_partition)
-        ctx.count = count
-        entropy, mean_logits, is_top1 = entropy[:count], mean_logits[:count], is_top1[:count]
-        ctx.mark_non_differentiable(entropy, mean_logits, is_top1)
-        return log_probs[:count], entropy, None, mean_logits, is_top1
+        ctx.count, ctx.of_weight, ctx.gradients = count, ctx.needs_input_grad[1], None
+        if ctx.needs_input_grad[0] and CpuLogProbFunction.alike:
+            ctx.gradients = _Gradients(hidden, weight, ctx.of_weight)
+        results = _tiles(hidden, weight, targets, ctx.gradients, pad(torch.ones(count), (0, len(hidden) - count)))
+        ctx.save_for_backward(hidden, weight, targets)
+        log_probs, *for_logging = (torch.cat(column)[:count] for column in zip(*results, strict=True))
+        ctx.mark_non_differentiable(*for_logging)
+        entropy, mean_logits, is_top1 = for_logging
+        return log_probs, entropy, None, mean_logits, is_top1
 
     @staticmethod
     def backward(ctx: Any, grad_log_probs: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, targets, log_partition = ctx.saved_tensors
-        gradient = _compiled.get("gradient", _tile_gradient)
-        grad_log_probs = pad(grad_log_probs, (0, len(hidden) - ctx.count))
-        grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32)
-        for start in range(0, len(hidden), TILE_TOKENS):
-            tile = slice(start, start + TILE_TOKENS)
-            logits = hidden[tile] @ weight.t()
-            grad_logits = gradient(logits, log_partition[tile], grad_log_probs[tile])
-            # Not in the loop, which comparing every entry with its row's target would make half as fast.
-            places = torch.arange(len(logits)), targets[tile]
-            others = 1 - torch.exp(logits[places].float() - log_partition[tile])
-            grad_logits[places] = (grad_log_probs[tile] * others).to(grad_logits.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[tile])
-            grad_weight += grad_logits.t() @ hidden[tile]
-        return grad_hidden[: ctx.count], grad_weight, *[None] * 7
+        hidden, weight, targets = ctx.saved_tensors
+        alike = bool((grad_log_probs == grad_log_probs[:1]).all())
+        CpuLogProbFunction.alike &= alike
+        gradients, by = ctx.gradients, grad_log_probs[:1].sum()
+        ctx.gradients = None  # they are scaled in place, so once
+        if gradients is None or not alike:
+            gradients, by = _Gradients(hidden, weight, ctx.of_weight), 1
+            _tiles(hidden, weight, targets, gradients, pad(grad_log_probs, (0, len(hidden) - ctx.count)))
+        of_hidden = gradients.of_hidden[: ctx.count].mul_(by).to(hidden.dtype)
+        return of_hidden, gradients.of_weight.mul_(by) if ctx.of_weight else None, *[None] * 7
+
+
+def _tiles(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    gradients: _Gradients | None,
+    grad: torch.Tensor,  # (N,) of the log-probabilities
+) -> list[list[torch.Tensor]]:
+    """What the head gives, tile by tile; the gradients are added up on the way."""
+    statistics, results = _compiled.get("statistics", _tile_statistics), []
+    for start in range(0, max(len(hidden), 1), TILE_TOKENS):  # one at least: a batch may have no label
+        tile = slice(start, start + TILE_TOKENS)
+        exp, total, *given = statistics(hidden[tile] @ weight.t(), targets[tile])
+        if gradients:
+            gradients.add(tile, (exp, total, targets[tile]), hidden[tile], grad[tile])
+        results.append(given)
+    return results
 
 
 def install() -> None:
