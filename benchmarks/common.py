@@ -17,11 +17,13 @@ Figures = dict[str, Any]
 Way = Callable[[argparse.Namespace], Figures]
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """--rounds, --json, and the run folder of the demo, whose models and data are used."""
+def parser(doc: str, compares: bool = True) -> argparse.ArgumentParser:
+    """--rounds, --json, and the run folder of the demo, whose models and data are used; --ways if it `compares`."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("run", type=Path, nargs="?", default=Path("runs/tang-poems"), help="runs/tang-poems if left out")
     made.add_argument("--rounds", type=int, default=3, help="how often each is measured, interleaved; 3 if left out")
+    if compares:
+        made.add_argument("--ways", nargs="+", metavar="WAY", help="some of the table's; all if left out")
     made.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
     made.add_argument("--way", help=argparse.SUPPRESS)
     made.add_argument("--round", type=int, default=0, help=argparse.SUPPRESS)
@@ -46,9 +48,11 @@ def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) ->
     if given.way:
         print(json.dumps(ways[given.way](given)))
         raise SystemExit
-    found: dict[str, list[Figures]] = {way: [] for way in ways}
+    if unknown := {*(given.ways or ())} - {*ways}:
+        options.error(f"--ways: no {', '.join(sorted(unknown))}; there are {', '.join(ways)}")
+    found: dict[str, list[Figures]] = {way: [] for way in ways if way in (given.ways or ways)}
     for number in range(given.rounds):
-        for way in ways:
+        for way in found:
             found[way].append(child([*sys.argv, "--round", str(number), "--way", way]))
     medians = {way: medians_of(rounds) for way, rounds in found.items()}
     first = next(iter(medians.values()))[key]

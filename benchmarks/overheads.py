@@ -69,7 +69,7 @@ def first_words(run: Path) -> float:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, compares=False)
     options.add_argument("--steps", type=int, default=310, help="of pretraining; 310, the recipe's, if left out")
     given = parsed(options)
     found = []

@@ -28,7 +28,7 @@ from typing import Any
 from common import ROOT, Figures, compare, parsed, parser, tokens_of
 
 
-TRIED, WARM = 30, 8
+TRIED, WARM = 100, 8
 """Steps that say how long a step takes, and those of them that compile."""
 ROWS, ROW = 21, 192
 CHARACTERS = {"learning_rate": 1e-3, "min_lr": 1e-4, "beta2": 0.99, "warmup_iters": 100}

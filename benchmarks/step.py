@@ -169,24 +169,18 @@ def main() -> None:
     options.add_argument("--documents", choices=DOCUMENTS, default="whole", help="of lilLM's rows")
     # Fewer than 25, and the pretrain stage would find that compiling its head does not pay.
     options.add_argument("--steps", type=int, default=25, help=f"timed ones, after {WARM}; 25 if left out")
-    options.add_argument("--ways", nargs="+", metavar="WAY", help="some of the table's; all if left out")
     options.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
     options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parsed(options)
     ways = {"fledge": fledge, "trainer": trainer, "trainer, tuned": partial(trainer, bf16=True, torch_compile=True)}
     if given.nanogpt:
         ways |= {"nanogpt": nanogpt, "nanogpt, tuned": partial(nanogpt, tuned=True)}
-    if unknown := {*(given.ways or ())} - {*ways}:
-        options.error(
-            f"--ways: no {', '.join(sorted(unknown))}; there are {', '.join(ways)}, and nanoGPT's with --nanogpt"
-        )
-    chosen = {name: way for name, way in ways.items() if name in (given.ways or ways)}
     with contextlib.ExitStack() as stack:
         if given.shape == "lillm" and not given.work:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             make_rows(Path(folder), given.documents)
             sys.argv += ["--work", folder]
-        compare(options, chosen, "tokens/s")
+        compare(options, ways, "tokens/s")
 
 
 if __name__ == "__main__":
