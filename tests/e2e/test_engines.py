@@ -106,8 +106,10 @@ def test_two_processes_walk_the_curve_of_one(launched: Callable[[str], Workspace
 
 @pytest.mark.parametrize("engine", SHARDED)
 def test_dpo_in_bfloat16_begins_at_ln_2(launched: Callable[[str], Workspace], engine: str) -> None:
-    # 0.6914 where FSDP2 rounds the log-probabilities to bfloat16.
-    assert launched(engine).results(f"dpo_{engine}")["step0_loss"] == pytest.approx(LN_2, abs=2e-4)
+    # 0.6914 where FSDP2 rounds the log-probabilities to bfloat16. It rounds more of the model than the autocast that
+    # read the reference: 0.6932 and 0.6935 on two models.
+    tolerance = 1e-3 if engine == "fsdp2" else 2e-4
+    assert launched(engine).results(f"dpo_{engine}")["step0_loss"] == pytest.approx(LN_2, abs=tolerance)
 
 
 def test_zero_is_not_resumed_on_another_number_of_processes(launched: Callable[[str], Workspace]) -> None:
