@@ -26,7 +26,8 @@ from fledge.exporting.gguf import About, check, compare, tolerance, write_gguf
 from fledge.exporting.modelfile import go_template, modelfile
 from fledge.exporting.vocabulary import pre_tokenizer
 from fledge.files import read_json
-from fledge.model.llama import as_llama
+from fledge.model.plain import as_plain
+from fledge.publishing.outbox import Outbox, Parcel
 from fledge.stages import export
 
 
@@ -37,7 +38,7 @@ ROTATED = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 
 @pytest.fixture
 def llama(make_model: Callable) -> LlamaForCausalLM:
-    return as_llama(make_model())
+    return as_plain(make_model())
 
 
 def fields(path: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def stored(path: Path) -> dict[str, np.ndarray]:
 def test_f32_holds_every_weight_to_the_bit(
     keys: dict[str, bool], make_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    model = as_llama(make_model(**keys))
+    model = as_plain(make_model(**keys))
     found = write_gguf(model, tokenizer, tmp_path / "model.gguf", "F32", ABOUT)
     held, weights = stored(tmp_path / "model.gguf"), model.state_dict()
 
@@ -72,13 +73,19 @@ def test_f32_holds_every_weight_to_the_bit(
     assert ("output.weight" in held) == (not keys.get("tie_word_embeddings"))
 
 
+# Of a Qwen3's file its reader takes no head_dim, and so has 128.
+@pytest.mark.parametrize("keys", [{}, {"qk_norm": True, "head_dim": 128}], ids=["llama", "qwen3"])
 def test_another_reader_finds_the_same_model(
-    make_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    keys: dict[str, Any], make_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     """transformers reads GGUF too, by code of its own."""
     rope = {"rope_type": "default", "rope_theta": 100.0}
-    model = as_llama(make_model(rope_parameters=rope, rms_norm_eps=1e-3)).eval()
+    model = as_plain(make_model(rope_parameters=rope, rms_norm_eps=1e-3, **keys)).eval()
+    with torch.no_grad():
+        for layer in model.model.layers if keys else ():
+            layer.self_attn.k_norm.weight.normal_()
     write_gguf(model, tokenizer, tmp_path / "model.gguf", "F32", ABOUT)
+    assert fields(tmp_path / "model.gguf")["general.architecture"] == ("qwen3" if keys else "llama")
 
     file = {"gguf_file": "model.gguf", "trust_remote_code": False}
     other = AutoModelForCausalLM.from_pretrained(tmp_path, **file).eval()
@@ -140,7 +147,7 @@ def test_llama_cpp_is_told_everything(
     make_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     rope = {"rope_type": "default", "rope_theta": 100.0}
-    model = as_llama(make_model(vocab_size=323, rope_parameters=rope, rms_norm_eps=1e-5, head_dim=16))
+    model = as_plain(make_model(vocab_size=323, rope_parameters=rope, rms_norm_eps=1e-5, head_dim=16))
     write_gguf(model, tokenizer, tmp_path / "model.gguf", "F16", ABOUT)
     found = fields(tmp_path / "model.gguf")
 
@@ -166,7 +173,7 @@ def test_llama_cpp_is_told_everything(
 def test_the_vocabulary_is_the_tokenizers(
     make_model: Callable, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    write_gguf(as_llama(make_model(vocab_size=323)), tokenizer, tmp_path / "model.gguf", "F16", ABOUT)
+    write_gguf(as_plain(make_model(vocab_size=323)), tokenizer, tmp_path / "model.gguf", "F16", ABOUT)
     found = {name.removeprefix("tokenizer.ggml."): value for name, value in fields(tmp_path / "model.gguf").items()}
 
     assert found["tokens"] == [*tokenizer.convert_ids_to_tokens(range(320)), "[PAD320]", "[PAD321]", "[PAD322]"]
@@ -255,7 +262,7 @@ def test_a_tokenizer_without_a_name_is_refused(
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "only the default RoPE"),
     ],
 )
-def test_an_architecture_that_is_not_llama_cpps_llama_is_refused(change: dict[str, Any], message: str) -> None:
+def test_an_architecture_that_llama_cpp_has_not_is_refused(change: dict[str, Any], message: str) -> None:
     config = LlamaConfig()
     check(config)
     for name, value in change.items():
@@ -344,11 +351,30 @@ def test_the_stage_writes_the_file_and_says_by_how_much_it_differs(
     assert (tmp_path / "export" / "Modelfile").read_text(encoding="utf-8").startswith("# bird: ollama create bird ")
 
 
+@pytest.mark.parametrize("keys", [{}, {"tie_word_embeddings": True, "head_dim": 16, "attention_bias": True}])
+def test_with_qk_norm_it_is_a_qwen3_to_the_bit(
+    keys: dict[str, Any], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = model_folder(qk_norm=True, rope_parameters={"rope_type": "default", "rope_theta": 100.0}, **keys)
+    export.main(recipe(tmp_path, "export", model_name_or_path=folder))
+
+    results = read_json(tmp_path / "export" / "summary.json")["results"]
+    assert results == {"architecture": "Qwen3ForCausalLM", "max_logit_difference": 0.0}
+    told = read_json(tmp_path / "export" / "config.json")
+    assert (told["model_type"], told["architectures"]) == ("qwen3", ["Qwen3ForCausalLM"])
+    assert not {"qk_norm", "mlp_bias", "auto_map"} & told.keys()
+    Outbox(tmp_path).put(folder, parcel := Parcel("bird/egg", "main"))  # and as one it goes to the hub
+    assert read_json(Outbox(tmp_path).files_of(parcel) / "config.json") == told
+    if keys:
+        with pytest.raises(ValueError, match="Qwen3 has no attention_bias"):
+            export.main(recipe(tmp_path, "export", model_name_or_path=folder, to="gguf"))
+
+
 def test_remote_code_keeps_the_architecture_and_brings_its_code(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = model_folder(qk_norm=True)
-    with pytest.raises(ValueError, match="`to: remote-code`"):
+    folder = model_folder(qk_norm=True, mlp_bias=True)
+    with pytest.raises(ValueError, match=r"neither Llama nor Qwen3 has both.*`to: remote-code`"):
         export.main(recipe(tmp_path, "export", model_name_or_path=folder, to="gguf"))
     export.main(recipe(tmp_path, "export", model_name_or_path=folder, to="remote-code"))
 

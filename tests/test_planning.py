@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import GPT2Config, LlamaConfig, MistralConfig
+from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen3Config, Qwen3ForCausalLM
 
 from fledge import cli
 from fledge.files import write_json
 from fledge.layouts import read_layout
 from fledge.model.build import build_config, build_model
 from fledge.model.configuration_fledge import FledgeConfig
+from fledge.model.plain import plain_config
 from fledge.planning.activations import Batch, layer_bytes
 from fledge.planning.compute import Prices, flops_per_token, hours, strict_flops_per_token
 from fledge.planning.fit import USABLE, accumulation, largest, micro_batches, refusal
@@ -179,16 +180,27 @@ def test_parameters_are_those_of_the_model_to_the_digit(config: dict[str, Any], 
     assert shape.embedding == sum(weight.numel() for weight in embedding)
 
 
+def test_a_qwen3_has_as_many_as_the_model_it_was_exported_from() -> None:
+    config = TINY | {"qk_norm": True, "head_dim": 16}
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(plain_config(FledgeConfig(**config)))
+    shape = read_shape(model.config.to_dict(), "here")
+    assert shape.total == model.num_parameters() == read_shape(config, "here").total
+
+
 def test_what_a_recipe_leaves_out_is_what_transformers_takes() -> None:
     for name, cls in (
         ("fledge", FledgeConfig),
         ("llama", LlamaConfig),
         ("mistral", MistralConfig),
+        ("qwen3", Qwen3Config),
         ("gpt2", GPT2Config),
     ):
         config = cls()
         for key, value in DEFAULTS[name].items():
-            if hasattr(config, key):
+            if (name, key) == ("qwen3", "qk_norm"):  # Qwen3 always has it
+                assert value
+            elif hasattr(config, key):
                 taken = getattr(config, key)
                 same = {"num_key_value_heads": config.num_attention_heads, "head_dim": 128}.get(key, value)
                 assert taken in (value, same), f"{name}.{key}"

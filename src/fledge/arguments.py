@@ -194,9 +194,9 @@ class ExportArguments:
     model_name_or_path: str = key("Folder of the model to export.")
     output_dir: str = key("Where it goes.")
     to: Literal["llama", "gguf", "remote-code"] = key(
-        "llama: a folder that plain transformers loads, of Llama or of the architecture of model_config; gguf: one "
-        "file for llama.cpp, with a Modelfile for Ollama; remote-code: a folder of fledge's own architecture with its "
-        "code inside, to train on where fledge is not.",
+        "llama: a folder that plain transformers loads, of Llama, with qk_norm of Qwen3, or of the architecture of "
+        "model_config; gguf: one file for llama.cpp, with a Modelfile for Ollama; remote-code: a folder of fledge's "
+        "own architecture with its code inside, to train on where fledge is not.",
         "llama",
     )
     gguf_type: Literal["F32", "F16", "Q8_0"] = key(

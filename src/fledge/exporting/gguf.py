@@ -1,4 +1,4 @@
-"""A Llama as one GGUF file, the format of llama.cpp, and the proof that the file holds this very model.
+"""A Llama or Qwen3 as one GGUF file, the format of llama.cpp, and the proof that the file holds this very model.
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. The names of tensors are those of the `gguf` package.
 """
@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .vocabulary import add_vocabulary
 
@@ -27,6 +27,8 @@ FILE_TYPES = {
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 
+
+ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3}
 
 LARGEST = {Type.F32: float(np.finfo(np.float32).max), Type.F16: 65504.0, Type.Q8_0: 127 * 65504.0}
 """What a type can hold."""
@@ -58,7 +60,7 @@ def write_gguf(
         How many tensors were written as which type, and by how much a weight differs at most, by type.
 
     Raises:
-        ValueError: llama.cpp's Llama has no such architecture or vocabulary, or a weight is too large for `gguf_type`.
+        ValueError: llama.cpp has no such architecture or vocabulary, or a weight is too large for `gguf_type`.
         RuntimeError: the file does not hold the model.
     """
     check(model.config)
@@ -72,24 +74,26 @@ def write_gguf(
     return {"tensors": types, "max_weight_difference": differences}
 
 
-def check(config: LlamaConfig) -> None:
-    """Raise ValueError unless llama.cpp's Llama is this architecture."""
+def check(config: PreTrainedConfig) -> None:
+    """Raise ValueError unless llama.cpp's Llama or Qwen3 is this architecture."""
     otherwise = "export it with `to: llama`"
-    if config.model_type != "llama":
-        raise ValueError(
-            f"to: gguf: only Llama can be written, and this is a model of type {config.model_type}; {otherwise}"
-        )
+    if config.model_type not in ARCHITECTURES:
+        known = f"only Llama and Qwen3 can be written, and this is a model of type {config.model_type}"
+        raise ValueError(f"to: gguf: {known}; {otherwise}")
+    if config.model_type == "qwen3" and (config.attention_bias or config.use_sliding_window):
+        known = "llama.cpp's Qwen3 has no attention_bias and no sliding window, and this model has one"
+        raise ValueError(f"to: gguf: {known}; {otherwise}")
     rope = config.rope_parameters
     if rope["rope_type"] != "default" or rope.keys() - {"rope_type", "rope_theta"}:
         raise ValueError(f"to: gguf: only the default RoPE can be written, and rope_parameters is {rope}; {otherwise}")
     if config.hidden_act not in ("silu", "swish"):
-        raise ValueError(f"to: gguf: hidden_act is {config.hidden_act!r}, and llama.cpp's Llama has silu; {otherwise}")
+        raise ValueError(f"to: gguf: hidden_act is {config.hidden_act!r}, and llama.cpp has silu; {otherwise}")
 
 
 def _write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, gguf_type: str, about: About
 ) -> dict[str, int]:
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[model.config.model_type]])
     try:
         _add_facts(writer, model.config, about)
         writer.add_file_type(FILE_TYPES[gguf_type])
@@ -110,7 +114,7 @@ def _write(
     return dict(Counter(its.name for its in types.values()))
 
 
-def _add_facts(writer: gguf.GGUFWriter, config: LlamaConfig, about: About) -> None:
+def _add_facts(writer: gguf.GGUFWriter, config: PreTrainedConfig, about: About) -> None:
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(about.name)
     if about.licence:
@@ -131,7 +135,7 @@ def _add_facts(writer: gguf.GGUFWriter, config: LlamaConfig, about: About) -> No
 
 def names(model: PreTrainedModel) -> dict[str, str]:
     """What GGUF calls each weight; a tied head is not stored twice."""
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    known = gguf.get_tensor_name_map(ARCHITECTURES[model.config.model_type], model.config.num_hidden_layers)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     found = {name: known.get_name(name, (".weight", ".bias")) for name in model.state_dict() if name not in tied}
     assert None not in found.values(), found
@@ -139,15 +143,17 @@ def names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in GGUF, weight) of all weights, queries and keys in llama.cpp's order."""
+    """(name in GGUF, weight) of all weights, queries and keys of a Llama in llama.cpp's order."""
     weights = model.state_dict()
     for name, stored in names(model).items():
         heads = rotated_heads(name, model.config)
         yield stored, interleave(weights[name], heads) if heads else weights[name]
 
 
-def rotated_heads(name: str, config: LlamaConfig) -> int:
-    """How many heads a weight has that RoPE rotates; 0 if it is no weight of queries or keys."""
+def rotated_heads(name: str, config: PreTrainedConfig) -> int:
+    """How many heads a weight has whose rows llama.cpp wants in another order; 0 if it is none of them."""
+    if config.model_type != "llama":  # of Qwen3 llama.cpp rotates the halves, as transformers does
+        return 0
     projection = name.split(".")[-2]
     return {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(projection, 0)
 
@@ -155,8 +161,8 @@ def rotated_heads(name: str, config: LlamaConfig) -> int:
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows (heads * E, ...) in the order of llama.cpp's RoPE.
 
-    transformers rotates row i of a head with row i + E/2, as in GPT-NeoX; llama.cpp rotates neighbours, 2i with
-    2i + 1, as in the RoPE paper (Su et al. 2021).
+    transformers rotates row i of a head with row i + E/2, as in GPT-NeoX; llama.cpp rotates a Llama's neighbours, 2i
+    with 2i + 1, as in the RoPE paper (Su et al. 2021).
     """
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-MODEL_TYPES = ("fledge", "llama", "mistral", "gpt2")
+MODEL_TYPES = ("fledge", "llama", "mistral", "qwen3", "gpt2")
 
 _LLAMA = {
     "vocab_size": 32000,
@@ -26,6 +26,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "fledge": _LLAMA,
     "llama": _LLAMA,
     "mistral": _LLAMA | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+    "qwen3": _LLAMA
+    | {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "head_dim": 128}
+    | {"max_position_embeddings": 32768, "qk_norm": True},  # it knows no such key: it always has it
     "gpt2": {
         "vocab_size": 50257,
         "n_positions": 1024,

@@ -71,7 +71,7 @@ class Outbox:
                 _link(path, folder / path.name)
         for name, text in (texts or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
-        _write_as_llama(folder)
+        _write_as_plain(folder)
         write_json(folder.with_suffix(".json"), asdict(parcel))
 
     def files_of(self, parcel: Parcel) -> Path:
@@ -127,17 +127,16 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_as_llama(folder: Path) -> None:
-    """Make the config.json of a fledge model one that transformers reads without fledge, where Llama has it all."""
+def _write_as_plain(folder: Path) -> None:
+    """Make the config.json of a fledge model one that transformers reads without fledge, if there is one."""
     path = folder / "config.json"
     if read_json(path).get("model_type") != "fledge":
         return
     from fledge.model.configuration_fledge import FledgeConfig
-    from fledge.model.llama import llama_config
+    from fledge.model.plain import plain_config
 
     config = FledgeConfig.from_pretrained(folder)
-    if not config.qk_norm:
-        plain = llama_config(config)
-        plain.architectures = ["LlamaForCausalLM"]
+    if not (config.qk_norm and config.mlp_bias):
+        plain = plain_config(config)
         path.unlink()  # the link, not the checkpoint's own file
         plain.save_pretrained(folder)

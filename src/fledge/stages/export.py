@@ -18,7 +18,7 @@ from fledge.exporting.gguf import About, write_gguf
 from fledge.exporting.modelfile import modelfile
 from fledge.files import read_json, write_text
 from fledge.model.configuration_fledge import FledgeConfig
-from fledge.model.llama import as_llama
+from fledge.model.plain import as_plain
 from fledge.recipe import Recipe
 from fledge.results.data import licences
 from fledge.results.gather import gather
@@ -45,7 +45,7 @@ def main(recipe: Recipe) -> None:
             f"to: remote-code: {keys.model_name_or_path} is a {type(source).__name__}, whose code is in transformers; "
             "export it with `to: llama`"
         )
-    plain = as_llama(source) if own and keys.to != "remote-code" else source
+    plain = as_plain(source) if own and keys.to != "remote-code" else source
     if keys.to == "gguf":
         results = write_file(plain, tokenizer, recipe.output_dir, keys)
     else:
