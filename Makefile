@@ -3,7 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test slow reliability fuzz soak web-test audit interop smoke-all lint schema docs bench bench-prepare clean
+# Of make bench: rounds of each, and a checkout of nanoGPT, which no registry has.
+ROUNDS ?= 3
+NANOGPT ?=
+PEER := $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+.PHONY: install demo test slow reliability fuzz soak web-test audit interop smoke-all lint schema docs bench bench-same bench-prepare clean
 
 install: $(VENV)/installed
 
@@ -51,8 +56,14 @@ docs: install  ## the pages, into build/docs; a warning or a broken link between
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/sphinx-build -W --keep-going --nitpicky --fresh-env --quiet -b html docs build/docs
 
-bench: install  ## every table of benchmarks/README.md but the GPU's, after make demo, with nothing else running
-	for name in prepare attention loss step overheads hub generation sft dpo quality; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: install  ## every table of benchmarks/README.md but the GPU's, into it; after make demo, with nothing else running
+	set -e; for words in prepare.py "attention.py --svg benchmarks/attention.svg" "loss.py --svg benchmarks/loss.svg" \
+		"step.py $(PEER)" "step.py --documents short $(PEER)" "step.py --shape tang $(PEER)" overheads.py hub.py \
+		generation.py sft.py dpo.py "quality.py $(PEER)"; do $(BIN)/python benchmarks/$$words --rounds $(ROUNDS) --page; done
+
+bench-same: install  ## what each of the means to be fast does to the losses of 200 steps: half an hour
+	$(BIN)/python benchmarks/same.py --page
+	$(BIN)/python benchmarks/same.py --shape lillm --page
 
 bench-prepare: install  ## how fast text becomes rows, beside three usual ways: benchmarks/README.md
 	$(BIN)/python benchmarks/prepare.py

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import drawn, table, write
+from common import drawn, outputs, show, write
 
 from fledge.machine import on_cpu
 from fledge.results.charts import Chart
@@ -83,10 +83,8 @@ def main() -> None:
     options.add_argument("--rows", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384], metavar="T")
     options.add_argument("--document", type=int, default=100, help="tokens of the short documents; 100 if left out")
     options.add_argument("--heads", type=int, default=8)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
     options.add_argument("--svg", type=Path, metavar="PATH", help="draw them here")
-    given = options.parse_args()
+    given = outputs(options, rounds=5).parse_args()
     speed_up_cpu(float("inf"))
     found = []
     for document in (given.document, None):
@@ -96,9 +94,8 @@ def main() -> None:
             one = {"row": length, "document": document or length, "varlen": 0.0, "sdpa": 0.0, "eager": None}
             found.append(one | times | {"sdpa / varlen": None, "eager / varlen": None} | ratios)
             print(f"{length} tokens, documents of {document or length}: {times}", flush=True)
-    machine = f"{torch.get_num_threads()} threads" if DEVICE == "cpu" else torch.cuda.get_device_name()
-    print(f"\n{machine}, torch {torch.__version__}\n\n{table(found)}")
-    write(given.json, {"machine": machine, "torch": torch.__version__, "runs": found})
+    show(given, "attention", found)
+    write(given.json, {"torch": torch.__version__, "runs": found})
     if given.svg:
         given.svg.write_text(drawing(found, given.document), encoding="utf-8")
 

@@ -1,16 +1,20 @@
-"""What the benchmarks of this folder share: every way in a process of its own, in turn; then medians and ratios."""
+"""What the benchmarks of this folder share: every way in a process of its own, in turn; medians, ratios, the page."""
 
 import argparse
+import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "benchmarks" / "README.md"
 COLOURS = ("#2a6fb0", "#c2571a", "#4d8f3a", "#8a5cb8")
 STYLE = "text{font:11px sans-serif;fill:#555}.line{fill:none;stroke-width:1.5}.grid,.axis{stroke:#ccc}"
 Figures = dict[str, Any]
@@ -21,13 +25,19 @@ def parser(doc: str, compares: bool = True) -> argparse.ArgumentParser:
     """--rounds, --json, and the run folder of the demo, whose models and data are used; --ways if it `compares`."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("run", type=Path, nargs="?", default=Path("runs/tang-poems"), help="runs/tang-poems if left out")
-    made.add_argument("--rounds", type=int, default=3, help="how often each is measured, interleaved; 3 if left out")
     if compares:
         made.add_argument("--ways", nargs="+", metavar="WAY", help="some of the table's; all if left out")
-    made.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
     made.add_argument("--way", help=argparse.SUPPRESS)
     made.add_argument("--round", type=int, default=0, help=argparse.SUPPRESS)
-    return made
+    return outputs(made)
+
+
+def outputs(options: argparse.ArgumentParser, rounds: int = 3) -> argparse.ArgumentParser:
+    """With --rounds, --json and --page, which every benchmark has."""
+    options.add_argument("--rounds", type=int, default=rounds, help=f"of each, interleaved; {rounds} if left out")
+    options.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
+    options.add_argument("--page", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)} too")
+    return options
 
 
 def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
@@ -38,11 +48,14 @@ def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
     return given
 
 
-def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) -> dict[str, list[Figures]]:
-    """Measure every way round after round and print the table; `key` is the figure whose ratio to the first is shown.
+def compare(
+    options: argparse.ArgumentParser, ways: dict[str, Way], key: str, rate: bool = False, name: str | None = None
+) -> None:
+    """Measure every way round after round and show the table `name`, by default called like the script.
 
     A way gets the parsed options, `round` among them, and returns its figures, numbers in the table and anything else
-    in the JSON.
+    in the JSON; of `losses`, one a step, the largest difference to the first way's is shown. The last column is the
+    ratio of `key` to that of the first way, or of a `rate` how many times that of each way the first's is.
     """
     given = parsed(options)
     if given.way:
@@ -55,12 +68,70 @@ def compare(options: argparse.ArgumentParser, ways: dict[str, Way], key: str) ->
         for way in found:
             found[way].append(child([*sys.argv, "--round", str(number), "--way", way]))
     medians = {way: medians_of(rounds) for way, rounds in found.items()}
+    if losses := next(iter(found.values()))[0].get("losses"):
+        for way, rounds in found.items():
+            apart = (abs(one - other) for one, other in zip(losses, rounds[0]["losses"], strict=True))
+            medians[way]["losses apart"] = max(apart)
     first = next(iter(medians.values()))[key]
-    rows = [{"way": way, **own, "ratio": own[key] / first} for way, own in medians.items()]
-    print(f"\n{Path(sys.argv[0]).stem}: medians of {given.rounds}, interleaved; ratio of {key}\n")
-    print(table(rows))
+    column = f"times {next(iter(found))}'s" if not rate else f"{next(iter(found))} is, times"
+    rows = [
+        {"way": way, **own, column: first / own[key] if rate else own[key] / first} for way, own in medians.items()
+    ]
+    show(given, name or Path(sys.argv[0]).stem, rows)
     write(given.json, {"rounds": found, "medians": rows})
-    return found
+
+
+def show(given: argparse.Namespace, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Print a table under its date, machine and command; with --page, also in place of the page's of that name."""
+    rounds = "one round" if given.rounds == 1 else f"medians of {given.rounds} rounds, interleaved"
+    head = f"{datetime.date.today()}, {machine()}, {rounds}, `{command(sys.orig_argv[1:])}`:"
+    text = f"{textwrap.fill(head, 120, break_long_words=False, break_on_hyphens=False)}\n\n{table(rows)}\n"
+    print(f"\n{text}")
+    if given.page:
+        put(PAGE, name, text)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's two marks of that name; a page without them gets them at its end."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    old = page.read_text(encoding="utf-8")
+    if begin not in old:
+        old += f"\n{begin}\n{end}\n"
+    before, rest = old.split(begin, 1)
+    page.write_text(f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def command(words: list[str]) -> str:
+    """What was typed, without --page and where things lie on this machine."""
+    kept, rest = ["python"], iter(words)
+    for word in rest:
+        if word == "--json":
+            next(rest)
+        elif word == "--nanogpt":
+            next(rest)
+            kept += [word, "PATH"]
+        elif word != "--page":
+            kept.append(word)
+    return " ".join(f'"{word}"' if " " in word else word for word in kept)
+
+
+def machine() -> str:
+    """Its cores and their name, and the rate of bf16 matrix products; or its GPU."""
+    import torch
+
+    from fledge.machine import matmul_rate, on_cpu
+
+    if not on_cpu():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    names = [line.split(": ")[1] for line in cpuinfo() if line.startswith("model name")]
+    cores, rate = len(os.sched_getaffinity(0)), matmul_rate(torch.bfloat16) / 1e12
+    products = f"{rate:.2g} TFLOP/s in bf16 matrix products"
+    return f"{cores} CPU cores ({', '.join([*names[:1], products])}), torch {torch.__version__}"
+
+
+def cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def tokens_of(prepared: Path) -> Any:

@@ -1,14 +1,21 @@
-"""The dpo stage with the reference read once, before training, beside TRL's default, a reference at every step.
+"""The dpo stage with the reference read once, before training, beside a reference at every step, and TRL's DPOTrainer.
 
 python benchmarks/dpo.py                    # after make demo
 
-Both run the stage with its recipe and differ in `precompute_ref_log_probs` alone. Seconds are the stage's: loading the
-model, reading the reference, training. TRL keeps what it has read in a cache; every run here begins with an empty one.
+reference once  the dpo stage with its recipe, `precompute_ref_log_probs: true`
+every step      the same with TRL's default, `false`
+trl             DPOTrainer with the recipe's pairs, batches, schedule and seed, and else with its defaults: a reference
+                at every step, activation checkpointing, its own head
+
+Seconds are those of loading the model, reading the reference and training; the stage's write the model too. TRL keeps
+what it has read of a reference in a cache; every run here begins with an empty one.
 """
 
 import argparse
 import os
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 from common import ROOT, Figures, compare, parser
@@ -34,17 +41,43 @@ def stage(given: argparse.Namespace, precompute: str) -> Figures:
     return {"seconds": summary["seconds"], "of it training": trained, "last loss": losses[-1], "losses": losses}
 
 
-def once(given: argparse.Namespace) -> Figures:
-    return stage(given, "true")
+def trl(given: argparse.Namespace) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_HOME"] = f"{folder}/cache"
+        from trl import DPOConfig, DPOTrainer
 
+        from fledge.data.load import load_model, load_tokenizer
+        from fledge.data.pairs import read_pairs
+        from fledge.machine import choose_bf16, on_cpu
+        from fledge.recipe import load_recipe
 
-def every_step(given: argparse.Namespace) -> Figures:
-    return stage(given, "false")
+        recipe = load_recipe("dpo", ROOT / "recipes/tang-poems/dpo.yaml").values
+        same = (
+            "beta",
+            "max_length",
+            "per_device_train_batch_size",
+            "num_train_epochs",
+            "learning_rate",
+            "weight_decay",
+        )
+        keys = {key: recipe[key] for key in (*same, "lr_scheduler_type", "warmup_steps", "seed")}
+        keys |= {"max_steps": given.steps} if given.steps else {}
+        keys |= {"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+        began, start = time.perf_counter(), str(given.run / "sft")
+        trainer = DPOTrainer(
+            model=load_model(start, "sft"),
+            args=DPOConfig(folder, use_cpu=on_cpu(), bf16=choose_bf16("auto"), **keys),
+            train_dataset=read_pairs(given.run / "pairs/train.parquet"),
+            processing_class=load_tokenizer(start, "sft"),
+        )
+        trained = trainer.train().metrics["train_runtime"]
+        seconds = time.perf_counter() - began
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return {"seconds": seconds, "of it training": trained, "last loss": losses[-1], "losses": losses}
 
 
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--steps", type=int, help="the recipe's if left out")
-    found = compare(options, {"reference once": once, "every step": every_step}, "seconds")
-    steps = zip(*(rounds[0]["losses"] for rounds in found.values()), strict=True)
-    print(f"\nlargest difference of a step's loss: {max(max(losses) - min(losses) for losses in steps):.2g}")
+    stages = {"reference once": partial(stage, precompute="true"), "every step": partial(stage, precompute="false")}
+    compare(options, stages | {"trl": trl}, "seconds")

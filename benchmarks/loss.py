@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import child, drawn, table, write
+from common import child, drawn, outputs, show, write
 from torch.nn.functional import cross_entropy, linear_cross_entropy
 
 from fledge.results.charts import Chart
@@ -107,11 +107,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--vocabularies", type=int, nargs="+", default=[8192, 32_768, 131_072], metavar="V")
     options.add_argument("--tokens", type=int, default=2048)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
     options.add_argument("--svg", type=Path, metavar="PATH", help="draw memory against the vocabulary here")
     options.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    given = outputs(options).parse_args()
     if given.one:
         print(json.dumps(measure(given.one[0], int(given.one[1]), given)))
         raise SystemExit
@@ -121,7 +119,7 @@ def main() -> None:
             one = {"vocabulary": vocabulary, "way": way} | child([*sys.argv, "--one", way, str(vocabulary)])
             found.append(one)
             print(json.dumps(one), flush=True)
-    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, {given.tokens} tokens\n\n{table(found)}")
+    show(given, "loss", found)
     write(given.json, {"torch": torch.__version__, "tokens": given.tokens, "runs": found})
     if given.svg:
         lines = {way: [(one["vocabulary"], one["MB"]) for one in found if one["way"] == way] for way in ways()}

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, parsed, parser, table, write
+from common import ROOT, parsed, parser, show, write
 
 
 WANTED = {"help": "< 0.3 s", "start": "< 12 s", "first words": "< 0.3 s", "saving": "< 5%", "data wait": "< 1%"}
@@ -78,8 +78,8 @@ def main() -> None:
             own = {"help": fledge("--help"), "first words": first_words(given.run.resolve())}
             found.append(own | pretrain(given.run.resolve(), given.steps, f"{folder}/run"))
     medians = {name: statistics.median(each[name] for each in found) for name in WANTED}
-    print(f"\noverheads: medians of {given.rounds}, {given.steps} steps of tang-poems\n")
-    print(table({"what": name, "measured": value, "wanted": WANTED[name]} for name, value in medians.items()))
+    rows = [{"what": name, "measured": value, "wanted": WANTED[name]} for name, value in medians.items()]
+    show(given, "overheads", rows)
     write(given.json, {"rounds": found, "medians": medians})
 
 

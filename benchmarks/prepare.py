@@ -31,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from common import outputs, show, write
 
 
 ROW = 1024
@@ -191,13 +192,12 @@ def _memory(pid: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num_proc", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--memory", type=float, nargs="+", metavar="MB", help="measure memory at these sizes instead")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--text", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = outputs(parser).parse_args()
     if given.way:
         run = WAYS[given.way](given.folder, given.text, given.num_proc)
         began = time.perf_counter()
@@ -220,21 +220,24 @@ def speed(given: argparse.Namespace, folder: Path) -> None:
         for way in WAYS:
             seconds[way].append(child(way, folder, text, given.num_proc)[0])
     medians = {way: statistics.median(times) for way, times in seconds.items()}
-    print(f"\n{given.megabytes:g} MB, {given.num_proc} processes, median of {given.rounds}\n")
-    print("| way | seconds | MB/s | times fledge |\n|---|---|---|---|")
-    for way, median in medians.items():
-        print(f"| {way} | {median:.1f} | {given.megabytes / median:.2f} | {median / medians['fledge']:.2f} |")
+    rows = [
+        {"way": way, "seconds": median, "MB/s": given.megabytes / median, "times fledge's": median / medians["fledge"]}
+        for way, median in medians.items()
+    ]
+    show(given, "prepare", rows)
+    write(given.json, {"rounds": seconds, "medians": rows})
 
 
 def memory(given: argparse.Namespace, folder: Path) -> None:
     """The memory of fledge prepare at several sizes, and what it would be at 10 GB by the line through them."""
-    most = []
-    print("\n| MB of text | peak memory, MB | seconds |\n|---|---|---|")
+    most, rows = [], []
     for megabytes in given.memory:
         make_text(folder / "text.jsonl", megabytes)
         seconds, peak = child("fledge", folder, folder / "text.jsonl", given.num_proc)
         most.append(peak)
-        print(f"| {megabytes:g} | {peak:.0f} | {seconds:.0f} |", flush=True)
+        rows.append({"MB of text": megabytes, "peak memory, MB": peak, "seconds": seconds})
+    given.rounds = 1
+    show(given, "prepare memory", rows)
     slope, start = statistics.linear_regression(given.memory, most)
     print(f"\n{1000 * slope:.0f} MB for each GB of text; {start + 10_000 * slope:.0f} MB at 10 GB")
 

@@ -113,4 +113,4 @@ def trl_alike(given: argparse.Namespace) -> Figures:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=20, help="timed ones; 20 if left out")
-    compare(options, {"fledge": fledge, "trl": trl, "trl, alike": trl_alike}, "supervised tokens a second")
+    compare(options, {"fledge": fledge, "trl": trl, "trl, alike": trl_alike}, "supervised tokens a second", rate=True)

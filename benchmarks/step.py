@@ -180,7 +180,8 @@ def main() -> None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             make_rows(Path(folder), given.documents)
             sys.argv += ["--work", folder]
-        compare(options, ways, "tokens/s")
+        table = given.shape if given.shape == "tang" else given.documents
+        compare(options, ways, "tokens/s", rate=True, name=f"step {table}")
 
 
 if __name__ == "__main__":

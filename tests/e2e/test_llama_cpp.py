@@ -17,6 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fledge.exporting.gguf import About, write_gguf
+from fledge.model.configuration_fledge import FledgeConfig
+from fledge.model.modeling_fledge import FledgeForCausalLM
+from fledge.model.plain import as_plain
 
 from .workspace import ROOT, TINY, Workspace
 
@@ -159,19 +162,46 @@ def test_logits_are_those_of_transformers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    other = load(exported[type], logits_all=True)
+    texts = column(run, "poems:text")[:PROMPTS]
+    largest, size = difference(exported[type], model, [tokenizer(text)["input_ids"] for text in texts])
+    print(f"\n{type}: logits differ by at most {largest:.3g}; the largest is {size:.3g}")
+
+    assert largest <= allowed * size
+
+
+def test_a_model_with_qk_norm_is_a_qwen3_there_too(
+    run: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """One of random weights, its norms among them: what is read in another order gives other logits."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = FledgeForCausalLM(
+        FledgeConfig(vocab_size=len(tokenizer), num_hidden_layers=3, initializer_range=0.3, qk_norm=True, **sizes)
+    ).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.2, 3.0)
+    write_gguf(as_plain(model), tokenizer, tmp_path / "model.gguf", "F32", About("qwen3"))
+    ids = [tokenizer(text)["input_ids"] for text in column(run, "poems:text")[:5]]
+    largest, size = difference(tmp_path / "model.gguf", model, ids)
+    print(f"\nqwen3: logits differ by at most {largest:.3g}; the largest is {size:.3g}")
+
+    assert largest <= 1e-4 * size
+
+
+def difference(path: Path, model: PreTrainedModel, texts: list[list[int]]) -> tuple[float, float]:
+    """The largest difference of a logit of the file to the model's, and the largest of its logits."""
+    other = load(path, logits_all=True)
     largest, size = 0.0, 0.0
-    for text in column(run, "poems:text")[:PROMPTS]:
-        ids = tokenizer(text)["input_ids"]
+    for ids in texts:
         other.reset()
         other.eval(ids)
         with torch.inference_mode():
             wanted = model(torch.tensor([ids])).logits[0].numpy()
         largest = max(largest, float(np.abs(other.scores[: len(ids)] - wanted).max()))
         size = max(size, float(np.abs(wanted).max()))
-    print(f"\n{type}: logits differ by at most {largest:.3g}; the largest is {size:.3g}")
-
-    assert largest <= allowed * size
+    return largest, size
 
 
 @pytest.mark.parametrize(("type", "share"), [("F32", 1.0), ("F16", 0.9), ("Q8_0", 0.5)])
