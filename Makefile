@@ -61,7 +61,7 @@ bench: install  ## every table of benchmarks/README.md but the GPU's, into it; a
 		"step.py $(PEER)" "step.py --documents short $(PEER)" "step.py --shape tang $(PEER)" overheads.py hub.py \
 		generation.py sft.py dpo.py "quality.py $(PEER)"; do $(BIN)/python benchmarks/$$words --rounds $(ROUNDS) --page; done
 
-bench-same: install  ## what each of the means to be fast does to the losses of 200 steps: half an hour
+bench-same: install  ## what each of the means to be fast does to the losses of 200 steps
 	$(BIN)/python benchmarks/same.py --page
 	$(BIN)/python benchmarks/same.py --shape lillm --page
 
