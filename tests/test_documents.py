@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fledge.training import blocked
-from fledge.training.documents import SHORT, STEP, attend, layout
+from fledge.training import blocked, documents
+from fledge.training.documents import SHORT, STEP, TOGETHER, attend, layout
 
 
 LENGTHS = [9, 20, 3, 32, 1, 1, 14, 8, SHORT + 44, SHORT + 1, 64, SHORT, 17, 16, 20]
@@ -75,9 +76,11 @@ def test_the_backward_pass_in_blocks_is_as_near_to_float32_as_torchs(
         ]
 
     monkeypatch.setattr(blocked, "_compiled", {})
+    monkeypatch.setattr(documents, "_compiled", {})
     of_torch = errors()
     if compiled:
         blocked.compile_loop()
+        documents.compile_loop()
     else:
         monkeypatch.setattr(blocked, "_compiled", {"means": blocked._means, "gradients": blocked._gradients})
     of_blocks = errors()
@@ -86,12 +89,24 @@ def test_the_backward_pass_in_blocks_is_as_near_to_float32_as_torchs(
 
 
 def test_every_token_has_one_place_and_comes_back() -> None:
-    groups, there, back = layout(begins(LENGTHS).numpy().tobytes())
-    assert sum(count for count, _ in groups) == len(LENGTHS)
-    assert sum(count * length for count, length in groups) == len(there)
-    assert torch.equal(there[back], torch.arange(sum(LENGTHS)))
-    assert (there == sum(LENGTHS)).sum() == len(there) - sum(LENGTHS)  # the rest is filling
-    assert all(length % STEP == 0 for _, length in groups if length <= SHORT)
+    groups, there, back = layout(begins(LENGTHS).numpy().tobytes(), heads=3)
+    assert sum(count for count, _ in groups) >= len(LENGTHS)
+    assert sum(3 * count * length for count, length in groups) <= len(there)
+    assert torch.equal(there[back], torch.arange(3 * sum(LENGTHS)))
+    assert (there == -1).sum() == len(there) - 3 * sum(LENGTHS)  # the rest is filling
+
+
+def test_batches_of_any_lengths_have_few_shapes() -> None:
+    # A training meets new lengths at every step. What it compiles for a shape it keeps, so the shapes have to end.
+    chance, short, long, sizes = np.random.default_rng(0), set(), set(), set()
+    for _ in range(300):
+        groups, there, _ = layout(begins(chance.integers(1, blocked.LONGEST, 20).tolist()).numpy().tobytes(), heads=1)
+        short |= {(count, length) for count, length in groups if length <= SHORT}
+        long |= {length for _, length in groups if length > SHORT}
+        sizes.add(len(there))
+    assert len(short) < 50 and all(length % STEP == 0 and count * length <= TOGETHER for count, length in short)
+    assert long == set(range(SHORT + 2 * STEP, blocked.LONGEST + 1, 2 * STEP))
+    assert len(sizes) < 12
 
 
 def test_dropout_drops_shares_and_keeps_their_mean() -> None:

@@ -26,7 +26,7 @@ from fledge.preempted import Preempted
 from fledge.recipe import Recipe, resolved
 from fledge.results.record import MADE_ROOM, Record, read_metrics, versions
 
-from . import blocked, cpu_head, order
+from . import blocked, cpu_head, documents, order
 from .arguments import values_of
 from .checkpoints import made_from, newest_checkpoint, newest_marked
 from .engine import in_bf16, refuse_other
@@ -69,6 +69,7 @@ def speed_up_cpu(tokens: float) -> None:
     if tokens > TOKENS_FOR_TILES and has_compiler():
         cpu_head.compile_tiles()
         blocked.compile_loop()
+        documents.compile_loop()
 
 
 def speed_up(model: PreTrainedModel, torch_compile: bool | str, tokens: float, bf16: bool) -> None:
