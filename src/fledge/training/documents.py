@@ -25,7 +25,7 @@ TOGETHER = 1024
 """Tokens of short documents that are laid side by side, at most; the documents are a power of two.
 
 That leaves few shapes. For each new one oneDNN compiles its products and keeps them, and memory gets holes: with
-all documents of a length together a step took a fifth longer, and memory grew for as long as batches differed.
+all documents of a length together a step took an eighth longer, and memory grew for as long as batches differed.
 """
 
 _compiled: dict[str, Any] = {}
