@@ -72,6 +72,10 @@ def compare(
         for way, rounds in found.items():
             apart = (abs(one - other) for one, other in zip(losses, rounds[0]["losses"], strict=True))
             medians[way]["losses apart"] = max(apart)
+    if given.rounds > 1:
+        for way, rounds in found.items():
+            lowest, *_, highest = sorted(figures[key] for figures in rounds)
+            medians[way]["from, to"] = f"{written(lowest)}, {written(highest)}"
     first = next(iter(medians.values()))[key]
     column = f"times {next(iter(found))}'s" if not rate else f"{next(iter(found))} is, times"
     rows = [

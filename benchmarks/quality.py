@@ -1,7 +1,7 @@
 """Quality for the same time: the demo's pretraining beside nanoGPT, on its poems, and a trigram on the same text.
 
 python benchmarks/quality.py --nanogpt PATH              # after make demo; PATH is a checkout of nanoGPT
-python benchmarks/quality.py --change "--muon_learning_rate null" --change "--model_config.qk_norm true"
+python benchmarks/quality.py --steps 310 --change "--muon_learning_rate null" --change "--model_config.qk_norm false"
 
 nanogpt, tuned  train.py with the demo's layers, heads, width, rows, and settings of its shakespeare_char; bfloat16 and
                 torch.compile
@@ -11,8 +11,8 @@ fledge          `fledge pretrain` with the demo's recipe
 --change        the same with other keys, one table row each
 
 Everyone trains for `--seconds`, from the first step on, which compiles; as many steps as fit are found beforehand, so
-that schedules end with the time. The same tokens and held-out poems; a round has its own seed. The ratio is to
-nanoGPT tuned, or to fledge where it is not asked for.
+that schedules end with the time; or for `--steps`. The same tokens and held-out poems; a round has its own seed. The
+ratio is to nanoGPT tuned, or to fledge where it is not asked for.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def fledge(given: argparse.Namespace, change: str = "") -> Figures:
         return [line["train_seconds"] for line in read_metrics(Path(folder)) if "loss" in line]
 
     with tempfile.TemporaryDirectory() as folder:
-        steps = steps_for(given.seconds, train(f"{folder}/tried", TRIED))
+        steps = given.steps or steps_for(given.seconds, train(f"{folder}/tried", TRIED))
         ends = train(f"{folder}/model", steps)
         bits = bits_per_character(given.run, load_model(f"{folder}/model", "model"))
     return {"steps": steps, "seconds": ends[-1], "tokens": steps * ROWS * ROW, "bits per character": bits}
@@ -87,9 +87,10 @@ def nanogpt(given: argparse.Namespace, tuned: bool, settings: dict[str, Any]) ->
     ids = tokens_of(given.run / "prepare")
     vocabulary = len(load_tokenizer(str(given.run / "tokenizer"), "tokenizer"))
     seeded = partial(train, given.nanogpt.resolve(), ids, vocabulary, tuned, given.round + 1, **settings)
-    tried, _ = seeded(max_iters=TRIED - 1)
-    steps = steps_for(given.seconds, tried)
-    torch.compiler.reset()
+    steps = given.steps
+    if not steps:
+        steps = steps_for(given.seconds, seeded(max_iters=TRIED - 1)[0])
+        torch.compiler.reset()
     ends, model = seeded(max_iters=steps - 1, lr_decay_iters=steps)
     bits = bits_per_character(given.run, as_gpt2(model))
     tokens = steps * settings["batch_size"] * settings["block_size"]
@@ -127,6 +128,7 @@ def trigram(given: argparse.Namespace) -> Figures:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=300.0, help="of training; 300 if left out")
+    options.add_argument("--steps", type=int, help="of each, in place of --seconds")
     options.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
     options.add_argument("--change", action="append", default=[], metavar="KEYS", help="of the recipe, for a row more")
     given = parsed(options)
@@ -137,7 +139,8 @@ def main() -> None:
     ways["fledge"] = fledge
     for change in given.change:
         ways[change] = partial(fledge, change=change)
-    compare(options, ways | {"trigram": trigram}, "bits per character")
+    name = "quality of changes" if given.steps else "quality"
+    compare(options, ways | {"trigram": trigram}, "bits per character", name=name)
 
 
 if __name__ == "__main__":
